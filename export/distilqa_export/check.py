@@ -1,0 +1,87 @@
+"""Check that a converted model is still the model: logits against PyTorch, answers against fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from distilqa import spans
+from distilqa.answer import Answer
+from distilqa.engine import run_session, token_types
+from distilqa.spans import Float32, Logits
+from distilqa.windows import Int64, Tokenized
+from distilqa_export.checkpoint import Checkpoint
+from distilqa_export.errors import ExportError
+
+# fp32 against PyTorch: the same arithmetic in another order.
+MAX_FP32_DIFFERENCE = 1e-3
+
+# (windows, tokens) of the inputs that fp32 is compared on; the last is cut to the longest window.
+_SHAPES = ((1, 8), (1, 61), (8, 16), (4, 128), (2, 333), (1, 384))
+
+Run = Callable[[Sequence[Int64]], Sequence[Float32]]
+
+
+def runner(session: ort.InferenceSession) -> Run:
+    """A function from windows of one length to [start, end] logits, each (windows, length)."""
+    inputs = [node.name for node in session.get_inputs()]
+    return lambda windows: run_session(session, inputs, windows)
+
+
+def check_fp32(checkpoint: Checkpoint, run: Run) -> float:
+    """Return the largest difference from PyTorch's logits over several lengths and batch sizes.
+
+    Raises ExportError if it is not under `MAX_FP32_DIFFERENCE`.
+    """
+    generator = np.random.default_rng(0)
+    separator = checkpoint.tokenizer.sep_token_id
+    largest = 0.0
+    for windows, tokens in _SHAPES:
+        tokens = min(tokens, checkpoint.window_tokens)
+        ids = generator.integers(0, checkpoint.architecture.vocabulary, (windows, tokens))
+        ids[ids == separator] = 0
+        ids[:, (tokens // 3, -1)] = separator
+        expected = _torch_logits(checkpoint, ids)
+        largest = max(largest, float(np.abs(np.array(run(list(ids))) - expected).max()))
+    if not largest < MAX_FP32_DIFFERENCE:
+        raise ExportError(
+            f"the fp32 model's logits differ from PyTorch's by {largest:.3g}; under {MAX_FP32_DIFFERENCE} is needed"
+        )
+    return largest
+
+
+def _torch_logits(checkpoint: Checkpoint, ids: Int64) -> Float32:
+    inputs = {"input_ids": torch.from_numpy(ids)}
+    if checkpoint.architecture.type == "bert":
+        inputs["token_type_ids"] = torch.from_numpy(token_types(ids))
+    with torch.inference_mode():
+        output = checkpoint.model(**inputs)
+    return np.array([output.start_logits.numpy(), output.end_logits.numpy()])
+
+
+def logits_of(run: Run, question: Tokenized) -> list[Logits]:
+    """The (start, end) logits of each window of a question, each run alone."""
+    pairs = (run([window.input_ids]) for window in question.windows)
+    return [(start[0], end[0]) for start, end in pairs]
+
+
+def agreement(questions: Sequence[Tokenized], one: Sequence[list[Logits]], other: Sequence[list[Logits]]) -> float:
+    """The share of questions whose best answer is the same place by both models' logits."""
+    same = [
+        _place(spans.decode(question, a)[0]) == _place(spans.decode(question, b)[0])
+        for question, a, b in zip(questions, one, other, strict=True)
+    ]
+    return sum(same) / len(same)
+
+
+def largest_difference(one: Sequence[list[Logits]], other: Sequence[list[Logits]]) -> float:
+    """The largest difference of any logit."""
+    pairs = [(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True)]
+    return max(float(np.abs(np.array(x) - np.array(y)).max()) for x, y in pairs)
+
+
+def _place(answer: Answer) -> tuple[int | None, int, int]:
+    return answer.passage, answer.start, answer.end

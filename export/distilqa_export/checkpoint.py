@@ -1,0 +1,223 @@
+"""Load a question-answering checkpoint, or refuse it with what was found and what is needed.
+
+Weights are read from safetensors only: no pickle is ever opened and no code from a checkpoint is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoTokenizer,
+    BertForQuestionAnswering,
+    DistilBertForQuestionAnswering,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from distilqa.bundle import Architecture, Source
+from distilqa_export.errors import CheckpointError
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    "distilbert": DistilBertForQuestionAnswering,
+    "bert": BertForQuestionAnswering,
+}
+
+# All that is fetched from a hub: no pickles, no code.
+_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "README.md",
+]
+
+# The reference pipeline's window.
+_WINDOW_TOKENS = 384
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint: the fp32 model in evaluation mode, its tokenizer, and where it came from.
+
+    ``card`` is the checkpoint's own README, empty if it has none.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    source: Source
+    card: str
+
+    @property
+    def architecture(self) -> Architecture:
+        config = self.model.config
+        distil = config.model_type == "distilbert"
+        return Architecture(
+            type=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            feed_forward=config.hidden_dim if distil else config.intermediate_size,
+            vocabulary=config.vocab_size,
+            positions=config.max_position_embeddings,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+        )
+
+    @property
+    def window_tokens(self) -> int:
+        return min(_WINDOW_TOKENS, self.architecture.positions)
+
+    @property
+    def tokenizer_json(self) -> str:
+        text: str = self.tokenizer.backend_tokenizer.to_str()
+        return text
+
+    def with_model(self, model: PreTrainedModel) -> Checkpoint:
+        return replace(self, model=model)
+
+
+def load_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
+    """Load a checkpoint from a local folder or, by its id, from the hub (``HF_ENDPOINT`` names another hub).
+
+    ``revision`` is a branch, tag or commit of the hub. Raises CheckpointError if it cannot be had, or is anything
+    but a DistilBERT or BERT question-answering model with all its tensors and its tokenizer.
+    """
+    folder, commit = _fetch(checkpoint, revision)
+    config = _read_config(folder)
+    weights = _weight_files(folder)
+    _check_architecture(config, weights)
+    card = folder / "README.md"
+    return Checkpoint(
+        name=Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint.rsplit("/", 1)[-1],
+        model=_load_model(folder, MODELS[config["model_type"]]),
+        tokenizer=_load_tokenizer(folder, config),
+        source=Source(_origin(checkpoint), commit, _digest(weights)),
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
+    )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint as a local folder that `load_checkpoint` reads."""
+    checkpoint.model.save_pretrained(folder, safe_serialization=True)
+    checkpoint.tokenizer.save_pretrained(folder)
+
+
+def _origin(checkpoint: str) -> str:
+    """A folder by its name only: where it lay on the machine of the export means nothing elsewhere."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+
+
+def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder with the checkpoint's files, and the hub's commit (None for a local folder)."""
+    if Path(checkpoint).is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
+        return Path(checkpoint), None
+    try:
+        folder = Path(snapshot_download(checkpoint, revision=revision, allow_patterns=_FILES))
+    except HFValidationError as error:
+        raise CheckpointError(f"{checkpoint!r} is neither a folder nor a hub id: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}") from error
+    return folder, folder.name
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no readable config.json ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}: config.json is not an object")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
+    found = f"only {', '.join(sorted(pickles))}" if pickles else "no weights"
+    raise CheckpointError(f"{folder}: found {found}; weights are needed as model.safetensors (pickles are never opened)")
+
+
+def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
+    """Refuse what is not a BERT-like encoder with a question-answering head, before anything large is loaded."""
+    found = f"{config.get('model_type')!r} ({', '.join(config.get('architectures') or ['no architecture named'])})"
+    if config.get("model_type") not in MODELS:
+        raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(sorted(MODELS))}")
+    names: set[str] = set()
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                names.update(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: is not a readable safetensors file ({error})") from error
+    if not {"qa_outputs.weight", "qa_outputs.bias"} <= names:
+        raise CheckpointError(f"found {found} without a question-answering head (tensors qa_outputs.weight and .bias)")
+    activation = config.get("activation" if config["model_type"] == "distilbert" else "hidden_act", "gelu")
+    if activation != "gelu":
+        raise CheckpointError(f"found the activation {activation!r}; needed is 'gelu'")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
+
+
+def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    # transformers would initialise these at random and go on.
+    if report["missing_keys"]:
+        raise CheckpointError(f"{folder}: tensors are missing: {', '.join(sorted(report['missing_keys']))}")
+    if model.config.num_labels != 2:
+        raise CheckpointError(f"the head has {model.config.num_labels} outputs; needed are 2, start and end")
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{folder}: tensors hold values that are not finite: {', '.join(broken)}")
+    return model.eval()
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
+        raise CheckpointError(f"{folder}: found a {type(tokenizer).__name__}; needed is BERT's WordPiece tokenizer")
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= config.get("vocab_size", 30522):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {largest}, the model's vocabulary has {config['vocab_size']}"
+        )
+    return tokenizer
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

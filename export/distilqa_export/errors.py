@@ -1,0 +1,13 @@
+"""Errors of the exporter."""
+
+from __future__ import annotations
+
+from distilqa.errors import DistilqaError
+
+
+class CheckpointError(DistilqaError):
+    """The checkpoint is not one that can be exported; the message says what was found and what is needed."""
+
+
+class ExportError(DistilqaError):
+    """The model could not be converted, or the converted model is not the same; nothing was written."""

@@ -1,0 +1,147 @@
+"""Quantise a fused model to int8, with activation scales calibrated on real text.
+
+Every matmul but the answer head's becomes QuantizeLinear and MatMulIntegerToFloat: unsigned 8-bit activations with one
+static scale and zero point a tensor (the least and greatest value seen on the calibration text), signed 8-bit weights
+with one scale a column. Signed, because the processors' fast int8 kernel multiplies unsigned by signed. The word
+embedding table is stored as int8 with one scale a row. Everything else stays fp32.
+
+Static scales make the result of a window independent of what else is in the run: dynamic ones are taken over the whole
+tensor, so that a neighbour or padding moves them. The nodes are written out, rather than as QuantizeLinear and
+DequantizeLinear pairs, because ONNX Runtime does not fuse those with a bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import rewriter
+from onnxscript.rewriter import pattern
+
+from distilqa.bundle import Architecture
+from distilqa.engine import open_session, run_session, usable_cores
+from distilqa.windows import Int64
+from distilqa_export.fuse import expect_operators, fused_operators
+
+# ONNX Runtime's own operators.
+_CONTRIB = "com.microsoft"
+
+Ranges = dict[str, tuple[float, float]]
+
+
+def calibrate(fused: Path, windows: Iterable[Int64]) -> Ranges:
+    """Return the least and greatest value of each matmul's input over the windows, by the value's name.
+
+    ``fused`` is the saved fp32 model; each window is (length,) int64.
+    """
+    model = ir.load(fused)
+    observed = {node.inputs[0].name: node.inputs[0] for node in _linears(model)}
+    model.graph.outputs.extend(observed.values())
+    instrumented = fused.with_name("calibrate.onnx")
+    ir.save(model, instrumented)
+    session = open_session(instrumented, threads=usable_cores())
+    inputs = [node.name for node in session.get_inputs()]
+    ranges: Ranges = {}
+    for window in windows:
+        values = run_session(session, inputs, [window], outputs=list(observed))
+        for name, value in zip(observed, values, strict=True):
+            least, greatest = ranges.get(name, (0.0, 0.0))  # 0 must be exact: padding and ReLU-like zeros stay zeros
+            ranges[name] = min(least, float(value.min())), max(greatest, float(value.max()))
+    return ranges
+
+
+def quantize(fused: Path, ranges: Ranges, architecture: Architecture) -> ir.Model:
+    """Return the int8 model of a saved fused model. Raises ExportError if any matmul escaped."""
+    model = ir.load(fused)
+    rules = pattern.RewriteRuleSet([_LinearRule.rule(ranges), _EmbeddingRule.rule()], commute=True)
+    model.opset_imports[_CONTRIB] = 1
+    model = rewriter.rewrite(model, rules)
+    passes.RemoveUnusedNodesPass()(model)
+    expect_operators(model, quantized_operators(architecture))
+    return model
+
+
+def quantized_operators(architecture: Architecture) -> dict[str, int]:
+    """How many of each operator that does work the int8 model has."""
+    layers = architecture.layers
+    return fused_operators(architecture) | {
+        "MatMul": 1,
+        "MatMulIntegerToFloat": 6 * layers,
+        # The query, key and value projections share theirs.
+        "QuantizeLinear": 4 * layers,
+    }
+
+
+def _linears(model: ir.Model) -> list[ir.Node]:
+    """The matmuls by a constant, in order, without the last, which is the answer head."""
+    return [n for n in model.graph if n.op_type == "MatMul" and n.inputs[1].const_value is not None][:-1]
+
+
+class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+    """x W + b in 8 bits. Applies where x was calibrated."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__("Linear")
+        self._ranges = ranges
+        self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+
+    def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
+        return op.Add(op.MatMul(x, weight), bias)
+
+    def check(self, context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> bool:
+        return x.name in self._ranges and weight.const_value is not None and bias.const_value is not None
+
+    def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Any:
+        if x.name not in self._quantized:
+            scale, zero_point = uint8_scale(*self._ranges[x.name])
+            scale_value = op.initializer(ir.tensor(scale), name=f"{x.name}_scale")
+            zero_value = op.initializer(ir.tensor(zero_point), name=f"{x.name}_zero_point")
+            self._quantized[x.name] = op.QuantizeLinear(x, scale_value, zero_value), scale_value, zero_value
+        quantized, scale_value, zero_value = self._quantized[x.name]
+        weight8, weight_scale = int8_rows(weight.const_value.numpy().T)
+        return op.MatMulIntegerToFloat(
+            quantized,
+            op.initializer(ir.tensor(np.ascontiguousarray(weight8.T)), name=f"{weight.name}_int8"),
+            scale_value,
+            op.initializer(ir.tensor(weight_scale), name=f"{weight.name}_scale"),
+            zero_value,
+            None,
+            bias,
+            _domain=_CONTRIB,
+        )
+
+
+class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+    """The word embedding table, a third of the model, in 8 bits; a row is scaled back when it is looked up."""
+
+    def pattern(self, op: Any, table: Any, ids: Any) -> Any:
+        return op.Gather(table, ids)
+
+    def check(self, context: Any, table: ir.Value, ids: ir.Value) -> bool:
+        # One column of fp32 is the rule's own row scale, already looked up.
+        constant = table.const_value
+        fresh = constant is not None and constant.dtype == ir.DataType.FLOAT and constant.shape[1] > 1
+        return fresh and ids.name == "input_ids"
+
+    def rewrite(self, op: Any, table: ir.Value, ids: ir.Value) -> Any:
+        rows, scale = int8_rows(table.const_value.numpy())
+        row = op.Gather(op.initializer(ir.tensor(rows), name=f"{table.name}_int8"), ids)
+        row_scale = op.Gather(op.initializer(ir.tensor(scale[:, None]), name=f"{table.name}_scale"), ids)
+        return op.Mul(op.Cast(row, to=ir.DataType.FLOAT), row_scale)
+
+
+def uint8_scale(least: float, greatest: float) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point that spread [least, greatest] (with 0 in it) over 0 to 255, 0 being exact."""
+    scale = max(greatest - least, 1e-9) / 255
+    return np.float32(scale), np.uint8(round(-least / scale))
+
+
+def int8_rows(matrix: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """A (rows, columns) matrix as int8 in [-127, 127], and the (rows,) scale that gives each row back."""
+    scale = np.maximum(np.abs(matrix).max(axis=1) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    return np.rint(matrix / scale[:, None]).astype(np.int8), scale

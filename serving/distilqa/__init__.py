@@ -1,0 +1,50 @@
+"""Extractive question answering from verified ONNX bundles: in this process, or over gRPC."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from distilqa.answer import Answer
+from distilqa.errors import (
+    BundleError,
+    DeadlineExceeded,
+    DistilqaError,
+    InferenceFailed,
+    InvalidRequest,
+    MissingDependency,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from distilqa.bundle import Bundle
+    from distilqa.client import AsyncClient, Client
+    from distilqa.reader import Reader
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Bundle",
+    "BundleError",
+    "Client",
+    "DeadlineExceeded",
+    "DistilqaError",
+    "InferenceFailed",
+    "InvalidRequest",
+    "MissingDependency",
+    "ModelNotFound",
+    "Overloaded",
+    "Reader",
+    "Unavailable",
+]
+
+# Loaded when first used: a client does not need the reader's packages, nor the reader the client's.
+_LAZY = {"AsyncClient": "client", "Bundle": "bundle", "Client": "client", "Reader": "reader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"distilqa.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

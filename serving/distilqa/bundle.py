@@ -1,0 +1,217 @@
+"""The bundle: a directory with everything that answering needs, described and guarded by its manifest.
+
+    manifest.json       what this is, where it came from, what was measured, and the digest of every other file
+    <variant>.onnx      one model a variant: cpu-int8.onnx, cpu-fp32.onnx
+    tokenizer.json      the checkpoint's tokenizer
+    self-test.json      a few inputs, and the logits that each variant gave for them where it was made
+    README.md           the model card
+
+A file is only ever reached through `Bundle.verified`, which checks its digest, so nothing damaged is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distilqa.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+SELF_TEST = "self-test.json"
+CARD = "README.md"
+
+# The order in which a variant is chosen when none is named.
+VARIANTS = ("cpu-int8", "cpu-fp32")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The checkpoint a bundle was made from. ``revision`` is the hub's commit, None for a local folder."""
+
+    checkpoint: str
+    revision: str | None
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The shape of the model; ``parameters`` counts those of the checkpoint."""
+
+    type: str
+    layers: int
+    hidden: int
+    heads: int
+    feed_forward: int
+    vocabulary: int
+    positions: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One model of a bundle.
+
+    ``operators`` counts its ONNX operators. ``tolerance`` is the largest difference from the logits in the
+    self-test that still counts as the same model. ``measured`` holds the numbers measured at export.
+    """
+
+    file: str
+    precision: str
+    operators: Mapping[str, int]
+    tolerance: float
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Size and SHA-256 of a file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for."""
+
+    name: str
+    version: str
+    created: str
+    source: Source
+    architecture: Architecture
+    window_tokens: int
+    variants: Mapping[str, Variant]
+    tools: Mapping[str, str]
+    files: Mapping[str, File]
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Parse a manifest. Raises BundleError if it is not one, or of a newer schema than this version reads."""
+        try:
+            fields = json.loads(text)
+            schema_version = fields["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{MANIFEST}: is not a bundle's manifest ({error!r})") from error
+        if schema_version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{MANIFEST}: has schema {schema_version!r}, this version of distilqa reads {SCHEMA_VERSION}"
+            )
+        try:
+            fields["source"] = Source(**fields["source"])
+            fields["architecture"] = Architecture(**fields["architecture"])
+            fields["variants"] = {name: Variant(**variant) for name, variant in fields["variants"].items()}
+            fields["files"] = {name: File(**file) for name, file in fields["files"].items()}
+            return cls(**fields)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle. Opening reads the manifest only."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest of the bundle at ``path``. Raises BundleError if there is none or it cannot be read."""
+        path = Path(path)
+        try:
+            text = (path / MANIFEST).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} is not a bundle: {error}") from error
+        return cls(path, Manifest.from_json(text))
+
+    def verified(self, name: str) -> Path:
+        """Return the path of a file of the bundle after checking its size and digest. Raises BundleError."""
+        expected = self.manifest.files.get(name)
+        if expected is None or Path(name).name != name:
+            raise BundleError(f"{self.path}: the manifest lists no file {name!r}")
+        path = self.path / name
+        try:
+            actual = describe(path)
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror or error}") from error
+        if actual.bytes != expected.bytes:
+            raise BundleError(f"{path}: has {actual.bytes} bytes, the manifest says {expected.bytes}")
+        if actual.sha256 != expected.sha256:
+            raise BundleError(f"{path}: its SHA-256 is not the manifest's; the file is damaged or was changed")
+        return path
+
+    def variant(self, name: str | None = None) -> tuple[str, Variant]:
+        """Return the variant of that name, or by default the fastest one for this machine. Raises BundleError."""
+        variants = self.manifest.variants
+        for candidate in VARIANTS if name is None else (name,):
+            if candidate in variants:
+                return candidate, variants[candidate]
+        wanted = "that this version of distilqa knows" if name is None else repr(name)
+        raise BundleError(f"{self.path} has no variant {wanted}; it has {', '.join(sorted(variants)) or 'none'}")
+
+
+def describe(path: Path) -> File:
+    """Size and SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return File(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@contextmanager
+def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory that becomes ``target`` when the block ends, and vanishes if the block raises.
+
+    Everything is on disk before the directory is renamed, so a crash at any moment leaves no half bundle under the
+    final name. Raises BundleError if ``target`` exists and ``overwrite`` is not set, or is something other than a
+    bundle or an empty directory.
+    """
+    target = target.absolute()
+    _refuse_unless_replaceable(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        for path in (*staging.iterdir(), staging):
+            _sync(path)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+            target.rename(old / target.name)
+            staging.rename(target)
+            shutil.rmtree(old)
+        else:
+            staging.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is not a bundle; nothing was written")
+    if not overwrite:
+        raise BundleError(f"{target} exists; pass --overwrite to replace it")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,170 @@
+"""ONNX Runtime sessions. The only module that knows ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distilqa.bundle import SELF_TEST, Bundle, Variant
+from distilqa.errors import BundleError, MissingDependency
+from distilqa.spans import Float32, Logits
+from distilqa.windows import Int64
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# Windows of one length share a run up to this length and number: beyond it a shared run costs what single runs cost.
+SHARED_RUN_TOKENS = 64
+SHARED_RUN_WINDOWS = 8
+
+_INSTALL = "pip install 'distilqa[cpu]'"
+
+
+class Engine:
+    """One variant of a bundle, ready to run; safe to use from several threads at once.
+
+    ``threads`` is how many cores one run uses, by default all that this process may use. The constructor
+    verifies the files and runs the bundle's self-test; it raises BundleError if a file is damaged or the model gives
+    other logits here than where the bundle was made, MissingDependency if ONNX Runtime is missing or doubly installed.
+    """
+
+    def __init__(self, bundle: Bundle, variant: str | None = None, *, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.variant, description = bundle.variant(variant)
+        self.threads = threads or usable_cores()
+        self._session = open_session(bundle.verified(description.file), threads=self.threads)
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._self_test(description)
+
+    def run(self, windows: Sequence[Int64]) -> list[Logits]:
+        """Run windows of one length, each (length,) int64, and return (start, end) logits, each (length,) float32.
+
+        Static int8 gives a window the same logits bit for bit whatever else is in the run.
+        """
+        start, end = run_session(self._session, self._inputs, windows)
+        return list(zip(start, end, strict=True))
+
+    def _self_test(self, variant: Variant) -> None:
+        test = json.loads(self.bundle.verified(SELF_TEST).read_text(encoding="utf-8"))
+        for ids, expected in zip(test["inputs"], test["logits"][self.variant], strict=True):
+            actual = self.run([np.array(ids, dtype=np.int64)])[0]
+            difference = float(np.abs(np.array(actual) - np.array(expected, dtype=np.float32)).max())
+            if not difference <= variant.tolerance:
+                raise BundleError(
+                    f"{self.bundle.path}: the self-test of {self.variant} failed: logits differ by {difference:.3g} from"
+                    f" those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). Its arithmetic"
+                    f" comes out differently on this processor; export the bundle here, or use another variant"
+                )
+
+
+def open_session(model: Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """Open a model that was fused offline, exactly as it is: ONNX Runtime's own fusions would slow it down."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning pool burns the cores that other runs, and the server itself, could use.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Lengths change with every run: planned memory patterns and an arena would only grow.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    inputs: Sequence[str],
+    windows: Sequence[Int64],
+    outputs: Sequence[str] = ("start_logits", "end_logits"),
+) -> list[Float32]:
+    """Run windows of one length and return the outputs, each (windows, length, ...) float32.
+
+    A model of BERT's also takes ``token_type_ids``: 1 from the first token after the question's [SEP] on.
+    """
+    input_ids = np.stack(windows)
+    feeds = {"input_ids": input_ids}
+    if "token_type_ids" in inputs:
+        feeds["token_type_ids"] = token_types(input_ids)
+    values: list[Float32] = session.run(outputs, feeds)
+    return values
+
+
+def token_types(input_ids: Int64) -> Int64:
+    """BERT's segments, (windows, length) int64: 0 up to and with the question's [SEP], 1 after it.
+
+    The last token of a window is [SEP] too, so its first occurrence ends the question.
+    """
+    separator = input_ids[:, -1:]
+    before = np.cumsum(input_ids == separator, axis=1) - (input_ids == separator)
+    return (before > 0).astype(np.int64)
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime. Raises MissingDependency if neither of its packages is installed, or both are."""
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) == 2:
+        raise MissingDependency(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one:"
+            f" pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL}"
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(f"ONNX Runtime is not installed: {_INSTALL} (or distilqa[gpu])") from error
+    return onnxruntime
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: its affinity, cut down to the CPU quota of its control groups."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, cores if quota is None else min(cores, int(quota)))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The least CPU quota, in cores, of this process's control group (v2, or v1) and those above it."""
+    quotas = []
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        v1 = "cpu" in controllers.split(",")
+        if controllers and not v1:
+            continue
+        base = root / controllers if v1 else root
+        group = base / path.lstrip("/")
+        for directory in (group, *group.parents):
+            quotas.append(_quota_v1(directory) if v1 else _quota_v2(directory))
+            if directory == base:
+                break
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def _quota_v2(directory: Path) -> float | None:
+    limit, _, period = _read(directory / "cpu.max").partition(" ")
+    return int(limit) / int(period) if limit.isdigit() else None
+
+
+def _quota_v1(directory: Path) -> float | None:
+    limit, period = _read(directory / "cpu.cfs_quota_us").strip(), _read(directory / "cpu.cfs_period_us").strip()
+    return int(limit) / int(period) if limit.isdigit() and period else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,77 @@
+"""Every error that distilqa raises on purpose.
+
+    DistilqaError
+    ├── InvalidRequest      INVALID_ARGUMENT     the caller's question, passage or option; names the field
+    ├── ModelNotFound       NOT_FOUND            no such model or version is served
+    ├── Overloaded          RESOURCE_EXHAUSTED   no permit was free; carries when to try again
+    ├── DeadlineExceeded    DEADLINE_EXCEEDED    the deadline passed before the model ran
+    ├── Unavailable         UNAVAILABLE          not ready, draining, or out of reach
+    ├── InferenceFailed     INTERNAL             the model failed on this entry
+    ├── BundleError                              a bundle is missing, damaged, too new, or wrong on this machine
+    └── MissingDependency                        an extra is not installed, or two that conflict are
+
+The gRPC status of an error is the class's ``status``: the server and the clients map by it, in one place each.
+Whatever else is raised is a defect, not an answer to the caller.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DistilqaError(Exception):
+    """Base of all errors that distilqa raises on purpose."""
+
+    status: ClassVar[str] = "INTERNAL"
+
+
+class InvalidRequest(DistilqaError, ValueError):
+    """What the caller passed cannot be answered. ``field`` is the name of the argument or message field."""
+
+    status = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class ModelNotFound(DistilqaError):
+    """No such model, version or variant is served."""
+
+    status = "NOT_FOUND"
+
+
+class Overloaded(DistilqaError):
+    """The server has no permit left. ``retry_after_s`` is its advice on when to try again, in seconds."""
+
+    status = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(DistilqaError):
+    """The deadline passed; work that had not begun was not done."""
+
+    status = "DEADLINE_EXCEEDED"
+
+
+class Unavailable(DistilqaError):
+    """The server is not ready, is draining, or cannot be reached."""
+
+    status = "UNAVAILABLE"
+
+
+class InferenceFailed(DistilqaError):
+    """The model failed on this entry."""
+
+    status = "INTERNAL"
+
+
+class BundleError(DistilqaError):
+    """A bundle is missing, damaged, of a newer schema, or gives other logits on this machine than when it was made."""
+
+
+class MissingDependency(DistilqaError):
+    """A package that this needs is not installed, or two that conflict are; the message has the command that mends it."""

@@ -1,0 +1,75 @@
+"""Answering questions in this process: no server, no torch, no transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from distilqa import spans
+from distilqa.answer import Answer
+from distilqa.bundle import TOKENIZER, Bundle
+from distilqa.engine import Engine
+from distilqa.errors import InvalidRequest
+from distilqa.windows import Windower
+
+MAX_TOP_K = 100
+
+
+class Reader:
+    """Answers questions from passages with one variant of a bundle.
+
+    ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest. ``threads`` is how
+    many cores a question uses, by default all that this process may use. One Reader can be used from several threads.
+    Raises BundleError and MissingDependency as `distilqa.engine.Engine` does.
+
+    >>> reader = Reader("bundle")
+    >>> reader.answer("What does the fox jump over?", "The quick brown fox jumps over the lazy dog.")
+    [Answer(text='the lazy dog', start=31, end=43, score=0.63..., passage=0)]
+    """
+
+    def __init__(
+        self, bundle: str | os.PathLike[str], variant: str | None = None, *, threads: int | None = None
+    ) -> None:
+        self.bundle = Bundle.open(bundle)
+        self.engine = Engine(self.bundle, variant, threads=threads)
+        self.windower = open_windower(self.bundle)
+
+    def answer(
+        self,
+        question: str,
+        passages: str | Sequence[str],
+        *,
+        top_k: int = 1,
+        max_answer_tokens: int = 15,
+        doc_stride: int | None = None,
+        allow_no_answer: bool = False,
+    ) -> list[Answer]:
+        """Return the ``top_k`` best answers over all passages, best first.
+
+        Passages may have any length; those that exceed one window of the model are read in windows that overlap by
+        ``doc_stride`` tokens (default 128). An answer is whole words and has at most ``max_answer_tokens`` tokens
+        (SQuAD's evaluation uses 30). There may be fewer answers than ``top_k`` if the passages have not so many
+        places. ``allow_no_answer`` lets "no answer" compete. The score is explained in `distilqa.spans`.
+        Raises InvalidRequest, which names the argument, for what cannot be answered.
+        """
+        check_options(top_k, max_answer_tokens)
+        passages = [passages] if isinstance(passages, str) else passages
+        tokenized = self.windower.tokenize(question, passages, doc_stride=doc_stride)
+        logits = [self.engine.run([window.input_ids])[0] for window in tokenized.windows]
+        return spans.decode(
+            tokenized, logits, top_k=top_k, max_answer_tokens=max_answer_tokens, allow_no_answer=allow_no_answer
+        )
+
+
+def open_windower(bundle: Bundle) -> Windower:
+    """The windower of a bundle's tokenizer and window length. Raises BundleError."""
+    tokenizer_json = bundle.verified(TOKENIZER).read_text(encoding="utf-8")
+    return Windower(tokenizer_json, max_tokens=bundle.manifest.window_tokens)
+
+
+def check_options(top_k: int, max_answer_tokens: int) -> None:
+    """Raise InvalidRequest for a number of answers below 1 or above 100, or an answer length below 1."""
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise InvalidRequest("top_k", f"is {top_k}, must be 1 to {MAX_TOP_K}")
+    if max_answer_tokens < 1:
+        raise InvalidRequest("max_answer_tokens", f"is {max_answer_tokens}, must be at least 1")
