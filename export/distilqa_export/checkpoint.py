@@ -130,7 +130,9 @@ def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
     except HFValidationError as error:
         raise CheckpointError(f"{checkpoint!r} is neither a folder nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}") from error
+        raise CheckpointError(
+            f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}"
+        ) from error
     return folder, folder.name
 
 
@@ -150,7 +152,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return files
     pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
     found = f"only {', '.join(sorted(pickles))}" if pickles else "no weights"
-    raise CheckpointError(f"{folder}: found {found}; weights are needed as model.safetensors (pickles are never opened)")
+    raise CheckpointError(
+        f"{folder}: found {found}; weights are needed as model.safetensors (pickles are never opened)"
+    )
 
 
 def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:

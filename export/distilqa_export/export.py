@@ -76,7 +76,9 @@ def export(
 
         if _INT8 in variants:
             progress(f"quantise: calibrate on {len(calibration_samples)} passages")
-            ranges = calibrate(paths[_FP32], (w.input_ids for q in _tokenize(windower, calibration_samples) for w in q.windows))
+            ranges = calibrate(
+                paths[_FP32], (w.input_ids for q in _tokenize(windower, calibration_samples) for w in q.windows)
+            )
             models[_INT8] = quantize(paths[_FP32], ranges, loaded.architecture)
             paths[_INT8] = Path(scratch) / "cpu-int8.onnx"
             ir.save(models[_INT8], paths[_INT8])
@@ -96,7 +98,9 @@ def export(
                 measured=measured[name],
             )
         (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
-        (folder / SELF_TEST).write_text(_self_test(questions, {name: logits[name] for name in variants}), encoding="utf-8")
+        (folder / SELF_TEST).write_text(
+            _self_test(questions, {name: logits[name] for name in variants}), encoding="utf-8"
+        )
         manifest = _write_manifest(folder, loaded, described)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test

@@ -57,7 +57,9 @@ def _parse(text: str, name: str) -> list[Sample]:
             fields = json.loads(line)
             question, context = fields["question"], fields["context"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{name}, line {number}: needs an object with question and context ({error!r})") from error
+            raise ExportError(
+                f"{name}, line {number}: needs an object with question and context ({error!r})"
+            ) from error
         if not isinstance(question, str) or not isinstance(context, str):
             raise ExportError(f"{name}, line {number}: question and context must be strings")
         samples.append(Sample(question, context))

@@ -77,9 +77,7 @@ def _log_normalizer(tokenized: Tokenized, logits: Sequence[Float32], null: float
 def _best_places(
     tokenized: Tokenized, logits: Sequence[Logits], top_k: int, max_answer_tokens: int, log_normalizer: float
 ) -> list[Answer]:
-    spans = [
-        _spans(window, pair, max_answer_tokens) for window, pair in zip(tokenized.windows, logits, strict=True)
-    ]
+    spans = [_spans(window, pair, max_answer_tokens) for window, pair in zip(tokenized.windows, logits, strict=True)]
     scores = np.concatenate([scores for scores, _, _ in spans])
     # Several spans can be one place, so more than top_k may be needed: look at the best few, then at more of them.
     take = top_k
@@ -95,7 +93,11 @@ def _best_places(
     ranked = sorted(places.items(), key=lambda item: (-item[1], item[0]))[:top_k]
     return [
         Answer(
-            tokenized.passages[passage].text[start:end], start, end, min(1.0, float(np.exp(score - log_normalizer))), passage
+            tokenized.passages[passage].text[start:end],
+            start,
+            end,
+            min(1.0, float(np.exp(score - log_normalizer))),
+            passage,
         )
         for (passage, start, end), score in ranked
     ]

@@ -1,0 +1,38 @@
+# Everything a checkout needs: one .venv, made by `make setup`. PIP_FLAGS goes to pip, e.g. an --extra-index-url.
+PYTHON ?= python3
+PIP_FLAGS ?=
+CHECKPOINT ?= models/distilbert-384-squad
+BUNDLE ?= build/bundle
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup serve test lint bundle protos
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	touch $@
+
+bundle: $(BUNDLE)/manifest.json
+
+$(BUNDLE)/manifest.json: $(READY)
+	@test -e $@ || $(BIN)/distilqa export $(CHECKPOINT) --output $(BUNDLE)
+
+serve: bundle
+	$(BIN)/distilqa serve $(BUNDLE)
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+protos: setup
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+	    protos/distilqa_protos/v1/question_answering.proto

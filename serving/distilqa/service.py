@@ -1,0 +1,253 @@
+"""The native gRPC service, `distilqa.v1.QuestionAnswering`, and the one place where errors become statuses.
+
+Requests arrive here as bytes. So a permit is taken before anything is done with them, parsing stays off the event loop,
+and text that is not UTF-8 gets INVALID_ARGUMENT with the field's name rather than gRPC's INTERNAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2, empty_pb2, unknown_fields
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+from distilqa import spans
+from distilqa.answer import Answer
+from distilqa.bundle import Manifest
+from distilqa.errors import DistilqaError, InvalidRequest, ModelNotFound, Overloaded
+from distilqa.reader import MAX_TOP_K, check_options
+from distilqa.scheduler import Permits, Ran, Scheduler
+from distilqa.windows import MAX_QUESTION_TOKENS, Tokenized, Windower
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "distilqa.v1.QuestionAnswering"
+
+_DEFAULT_TOP_K = 1
+_DEFAULT_MAX_ANSWER_TOKENS = 15
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Method = Callable[[bytes, Context], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    windows: int
+    passages: int
+    request_bytes: int
+
+
+class QuestionAnswering:
+    """Answers requests for one model. ``pool`` runs parsing, tokenising and decoding."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        variant: str,
+        windower: Windower,
+        scheduler: Scheduler,
+        *,
+        permits: Permits,
+        limits: Limits,
+        pool: Executor,
+    ) -> None:
+        self._manifest, self._variant = manifest, variant
+        self._windower, self._scheduler = windower, scheduler
+        self._permits, self._limits, self._pool = permits, limits, pool
+
+    def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+        """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Answer": grpc.unary_unary_rpc_method_handler(_with_statuses(self.answer)),
+                "GetModel": grpc.unary_unary_rpc_method_handler(_with_statuses(self.get_model)),
+            },
+        )
+
+    async def answer(self, raw: bytes, context: Context) -> bytes:
+        """``Answer``: permit, tokenise, run, decode."""
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        loop = asyncio.get_running_loop()
+        with self._permits.hold(len(raw)):
+            request, tokenized, tokenize_s = await loop.run_in_executor(self._pool, self._prepare, raw)
+            ran = await self._scheduler.run(tokenized.windows, deadline=deadline)
+            return await loop.run_in_executor(self._pool, self._reply, request, tokenized, ran, tokenize_s)
+
+    async def get_model(self, raw: bytes, context: Context) -> bytes:
+        """``GetModel``."""
+        request = _parse(pb.GetModelRequest, raw)
+        self._check_model(request.model, request.version)
+        manifest, source = self._manifest, self._manifest.source
+        return pb.GetModelResponse(
+            model=manifest.name,
+            version=manifest.version,
+            variant=self._variant,
+            checkpoint=source.checkpoint,
+            revision=source.revision or "",
+            architecture=manifest.architecture.type,
+            parameters=manifest.architecture.parameters,
+            limits=pb.Limits(
+                question_tokens=MAX_QUESTION_TOKENS,
+                window_tokens=manifest.window_tokens,
+                windows=self._limits.windows,
+                passages=self._limits.passages,
+                top_k=MAX_TOP_K,
+                request_bytes=self._limits.request_bytes,
+            ),
+        ).SerializeToString()
+
+    def _prepare(self, raw: bytes) -> tuple[pb.AnswerRequest, Tokenized, float]:
+        began = time.monotonic()
+        if len(raw) > self._limits.request_bytes:
+            raise InvalidRequest("request", f"has {len(raw)} bytes, the limit is {self._limits.request_bytes}")
+        request = _parse(pb.AnswerRequest, raw)
+        self._check_model(request.model, request.version)
+        if len(request.passages) > self._limits.passages:
+            raise InvalidRequest("passages", f"are {len(request.passages)}, the limit is {self._limits.passages}")
+        check_options(_top_k(request), _max_answer_tokens(request))
+        tokenized = self._windower.tokenize(
+            request.question,
+            [passage.text for passage in request.passages],
+            doc_stride=request.doc_stride if request.HasField("doc_stride") else None,
+            max_windows=self._limits.windows,
+        )
+        return request, tokenized, time.monotonic() - began
+
+    def _reply(self, request: pb.AnswerRequest, tokenized: Tokenized, ran: list[Ran], tokenize_s: float) -> bytes:
+        began = time.monotonic()
+        answers = spans.decode(
+            tokenized,
+            [window.logits for window in ran],
+            top_k=_top_k(request),
+            max_answer_tokens=_max_answer_tokens(request),
+            allow_no_answer=request.allow_no_answer,
+        )
+        response = pb.AnswerResponse(
+            answers=[_message(answer, request) for answer in answers],
+            model=self._manifest.name,
+            version=self._manifest.version,
+            variant=self._variant,
+        )
+        response.timings.tokenize_seconds = tokenize_s
+        response.timings.queue_seconds = max(window.queue_s for window in ran)
+        response.timings.inference_seconds = max(window.inference_s for window in ran)
+        response.timings.windows = len(ran)
+        response.timings.run_windows = max(window.run_windows for window in ran)
+        response.timings.decode_seconds = time.monotonic() - began
+        return response.SerializeToString()
+
+    def _check_model(self, model: str, version: str) -> None:
+        served = self._manifest
+        if model not in ("", served.name) or version not in ("", served.version):
+            wanted = f"{model or served.name!r} version {version or 'any'}"
+            raise ModelNotFound(f"{wanted} is not served here; {served.name!r} version {served.version} is")
+
+
+def _top_k(request: pb.AnswerRequest) -> int:
+    return request.top_k if request.HasField("top_k") else _DEFAULT_TOP_K
+
+
+def _max_answer_tokens(request: pb.AnswerRequest) -> int:
+    return request.max_answer_tokens if request.HasField("max_answer_tokens") else _DEFAULT_MAX_ANSWER_TOKENS
+
+
+def _message(answer: Answer, request: pb.AnswerRequest) -> pb.Answer:
+    if answer.passage is None:
+        return pb.Answer(score=answer.score, no_answer=True)
+    passage = request.passages[answer.passage]
+    start_byte = len(passage.text[: answer.start].encode())
+    return pb.Answer(
+        text=answer.text,
+        score=answer.score,
+        passage=answer.passage,
+        passage_id=passage.id,
+        start=answer.start,
+        end=answer.end,
+        start_byte=start_byte,
+        end_byte=start_byte + len(answer.text.encode()),
+    )
+
+
+_Request = TypeVar("_Request", bound=Message)
+
+
+def _parse(message: type[_Request], raw: bytes) -> _Request:
+    """Parse a request. Raises InvalidRequest, for text that is not UTF-8 with the field's name."""
+    try:
+        return message.FromString(raw)
+    except DecodeError:
+        field = _not_utf8(message.DESCRIPTOR, raw)
+        if field is None:
+            raise InvalidRequest("request", f"is not a {message.DESCRIPTOR.full_name}") from None
+        raise InvalidRequest(field, "is not valid UTF-8") from None
+
+
+def _not_utf8(descriptor: Descriptor, raw: bytes) -> str | None:
+    """The first string field of a serialised message that is not UTF-8, as a path; None if all are."""
+    try:
+        fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
+    except DecodeError:
+        return None
+    seen: Counter[int] = Counter()
+    for field in fields:
+        known = descriptor.fields_by_number.get(field.field_number)
+        if known is None or not isinstance(field.data, bytes):
+            continue
+        name = f"{known.name}[{seen[known.number]}]" if known.is_repeated else known.name
+        seen[known.number] += 1
+        if known.type == FieldDescriptor.TYPE_MESSAGE:
+            if inner := _not_utf8(known.message_type, field.data):
+                return f"{name}.{inner}"
+        elif known.type == FieldDescriptor.TYPE_STRING:
+            try:
+                field.data.decode()
+            except UnicodeDecodeError:
+                return name
+    return None
+
+
+def _with_statuses(method: Method) -> Method:
+    """Let a method's errors leave as gRPC statuses: ours as they say, anything else as INTERNAL and one log entry."""
+
+    async def call(raw: bytes, context: Context) -> bytes:
+        try:
+            return await method(raw, context)
+        except DistilqaError as error:
+            await context.abort(grpc.StatusCode[error.status], str(error), trailing_metadata(error))
+        except Exception:
+            logger.exception("unexpected error in %s", method.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        raise AssertionError("abort raises")
+
+    return call
+
+
+def trailing_metadata(error: DistilqaError) -> tuple[tuple[str, str | bytes], ...]:
+    """When to try again, for who was refused: as google.rpc.RetryInfo, and as gRPC's own push-back."""
+    if not isinstance(error, Overloaded) or error.retry_after_s is None:
+        return ()
+    milliseconds = round(error.retry_after_s * 1000)
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(milliseconds)
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message=str(error), details=[detail])
+    return (
+        ("grpc-status-details-bin", status.SerializeToString()),
+        ("grpc-retry-pushback-ms", str(milliseconds)),
+    )
