@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from distilqa_export.export import export
 
 ROOT = Path(__file__).parent.parent

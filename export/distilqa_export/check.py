@@ -39,8 +39,8 @@ def check_fp32(checkpoint: Checkpoint, run: Run) -> float:
     generator = np.random.default_rng(0)
     separator = checkpoint.tokenizer.sep_token_id
     largest = 0.0
-    for windows, tokens in _SHAPES:
-        tokens = min(tokens, checkpoint.window_tokens)
+    for windows, length in _SHAPES:
+        tokens = min(length, checkpoint.window_tokens)
         ids = generator.integers(0, checkpoint.architecture.vocabulary, (windows, tokens))
         ids[ids == separator] = 0
         ids[:, (tokens // 3, -1)] = separator

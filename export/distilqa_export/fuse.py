@@ -3,12 +3,12 @@
 The rules make each idea of the encoder one node that ONNX Runtime has a fast CPU kernel for: the standard `Attention`
 operator (a flash kernel) on (batch, length, hidden) inputs as they come from the projections. There is no attention
 mask any more: a window runs at its exact length, so nothing is masked, and the mask's broadcast cost more than its
-work. Add and LayerNormalization stay apart, and so do bias and Gelu: ONNX Runtime's own fusions of these pairs are slower
-on a CPU (which is why its optimiser is off at load).
+work. Add and LayerNormalization stay apart, and so do bias and Gelu: ONNX Runtime's own fusions of these pairs are
+slower on a CPU (which is why its optimiser is off at load).
 
-It starts from optimum's trace rather than from torch's dynamo exporter. The dynamo graph already has `Attention` nodes,
-but between pairs of Reshape and Transpose that take as large a rule to remove; after fusing both are the same nodes, the
-trace is needed anyway as the baseline, and it takes two thirds of the time (4.4 s and 6.3 s at the target's size).
+It starts from optimum's trace rather than from torch's dynamo exporter. The dynamo graph already has `Attention`
+nodes, but between pairs of Reshape and Transpose that take as large a rule to remove; after fusing both are the same
+nodes, the trace is needed anyway as the baseline, and it takes two thirds of the time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fuse(traced: Path, architecture: Architecture) -> ir.Model:
     model = ir.load(traced)
     optimizer.optimize_ir(model)
     model.opset_imports[""] = OPSET
-    model = rewriter.rewrite(model, [_AttentionRule.rule(architecture.heads)])
+    rewriter.RewritePass([_AttentionRule.rule(architecture.heads)])(model)
     _remove_unused(model)
     _remove_input(model, "attention_mask")
     expect_operators(model, fused_operators(architecture))

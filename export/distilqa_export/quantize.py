@@ -40,7 +40,7 @@ def calibrate(fused: Path, windows: Iterable[Int64]) -> Ranges:
     ``fused`` is the saved fp32 model; each window is (length,) int64.
     """
     model = ir.load(fused)
-    observed = {node.inputs[0].name: node.inputs[0] for node in _linears(model)}
+    observed = {str(x.name): x for x, _ in _linears(model)}
     model.graph.outputs.extend(observed.values())
     instrumented = fused.with_name("calibrate.onnx")
     ir.save(model, instrumented)
@@ -60,7 +60,7 @@ def quantize(fused: Path, ranges: Ranges, architecture: Architecture) -> ir.Mode
     model = ir.load(fused)
     rules = pattern.RewriteRuleSet([_LinearRule.rule(ranges), _EmbeddingRule.rule()], commute=True)
     model.opset_imports[_CONTRIB] = 1
-    model = rewriter.rewrite(model, rules)
+    rewriter.RewritePass(rules)(model)
     passes.RemoveUnusedNodesPass()(model)
     expect_operators(model, quantized_operators(architecture))
     return model
@@ -77,9 +77,10 @@ def quantized_operators(architecture: Architecture) -> dict[str, int]:
     }
 
 
-def _linears(model: ir.Model) -> list[ir.Node]:
-    """The matmuls by a constant, in order, without the last, which is the answer head."""
-    return [n for n in model.graph if n.op_type == "MatMul" and n.inputs[1].const_value is not None][:-1]
+def _linears(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
+    """Input and weight of the matmuls by a constant, in order, without the last, which is the answer head."""
+    pairs = (node.inputs[:2] for node in model.graph if node.op_type == "MatMul")
+    return [(x, weight) for x, weight in pairs if x and weight and weight.const_value is not None][:-1]
 
 
 class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
@@ -97,13 +98,14 @@ class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         return x.name in self._ranges and weight.const_value is not None and bias.const_value is not None
 
     def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Any:
-        if x.name not in self._quantized:
-            scale, zero_point = uint8_scale(*self._ranges[x.name])
-            scale_value = op.initializer(ir.tensor(scale), name=f"{x.name}_scale")
-            zero_value = op.initializer(ir.tensor(zero_point), name=f"{x.name}_zero_point")
-            self._quantized[x.name] = op.QuantizeLinear(x, scale_value, zero_value), scale_value, zero_value
-        quantized, scale_value, zero_value = self._quantized[x.name]
-        weight8, weight_scale = int8_rows(weight.const_value.numpy().T)
+        name = str(x.name)
+        if name not in self._quantized:
+            scale, zero_point = uint8_scale(*self._ranges[name])
+            scale_value = op.initializer(ir.tensor(scale), name=f"{name}_scale")
+            zero_value = op.initializer(ir.tensor(zero_point), name=f"{name}_zero_point")
+            self._quantized[name] = op.QuantizeLinear(x, scale_value, zero_value), scale_value, zero_value
+        quantized, scale_value, zero_value = self._quantized[name]
+        weight8, weight_scale = int8_rows(_constant(weight).T)
         return op.MatMulIntegerToFloat(
             quantized,
             op.initializer(ir.tensor(np.ascontiguousarray(weight8.T)), name=f"{weight.name}_int8"),
@@ -124,15 +126,21 @@ class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
 
     def check(self, context: Any, table: ir.Value, ids: ir.Value) -> bool:
         # One column of fp32 is the rule's own row scale, already looked up.
-        constant = table.const_value
-        fresh = constant is not None and constant.dtype == ir.DataType.FLOAT and constant.shape[1] > 1
-        return fresh and ids.name == "input_ids"
+        if table.const_value is None or ids.name != "input_ids":
+            return False
+        values = _constant(table)
+        return values.dtype == np.float32 and values.shape[1] > 1
 
     def rewrite(self, op: Any, table: ir.Value, ids: ir.Value) -> Any:
-        rows, scale = int8_rows(table.const_value.numpy())
+        rows, scale = int8_rows(_constant(table))
         row = op.Gather(op.initializer(ir.tensor(rows), name=f"{table.name}_int8"), ids)
         row_scale = op.Gather(op.initializer(ir.tensor(scale[:, None]), name=f"{table.name}_scale"), ids)
         return op.Mul(op.Cast(row, to=ir.DataType.FLOAT), row_scale)
+
+
+def _constant(value: ir.Value) -> npt.NDArray[np.float32]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 def uint8_scale(least: float, greatest: float) -> tuple[np.float32, np.uint8]:

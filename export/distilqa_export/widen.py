@@ -81,7 +81,7 @@ def widen(model: DistilBertForQuestionAnswering, factor: int = 2) -> DistilBertF
 def main() -> None:
     """``python -m distilqa_export.widen SOURCE TARGET``: write the widened checkpoint as a folder."""
     parser = argparse.ArgumentParser(
-        prog="python -m distilqa_export.widen", description=__doc__.splitlines()[0] if __doc__ else None
+        prog="python -m distilqa_export.widen", description="Widen a DistilBERT checkpoint, answers unchanged."
     )
     parser.add_argument("source", help="DistilBERT question-answering checkpoint, a folder or a hub id")
     parser.add_argument("target", type=Path, help="folder to write")

@@ -89,7 +89,11 @@ class Server:
         self._pool.shutdown()
         logger.info("stopped; runs by their number of windows: %s", dict(sorted(self._scheduler.run_sizes.items())))
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def abort(self) -> None:
+        """End the calls in flight; a `stop` under way then completes."""
+        await self._server.stop(None)
+
+    async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
 
@@ -109,6 +113,6 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
     again = asyncio.create_task(signals.get())
     await asyncio.wait((drain, again), return_when=asyncio.FIRST_COMPLETED)
     if not drain.done():
-        await server.stop(0)
+        await server.abort()
     again.cancel()
     await drain

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from distilqa.answer import Answer
 from distilqa.errors import (
@@ -224,8 +224,9 @@ def _error(error: grpc.RpcError) -> DistilqaError:
         field, _, problem = details.partition(": ")
         return InvalidRequest(field, problem)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        pushback = dict(error.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
-        return Overloaded(details, None if pushback is None else int(pushback) / 1000)
+        metadata: Any = error.trailing_metadata() or ()
+        pushback = [value for key, value in metadata if key == "grpc-retry-pushback-ms"]
+        return Overloaded(details, int(pushback[0]) / 1000 if pushback else None)
     simple: dict[grpc.StatusCode, type[DistilqaError]] = {
         grpc.StatusCode.NOT_FOUND: ModelNotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -57,9 +57,9 @@ class Engine:
             difference = float(np.abs(np.array(actual) - np.array(expected, dtype=np.float32)).max())
             if not difference <= variant.tolerance:
                 raise BundleError(
-                    f"{self.bundle.path}: the self-test of {self.variant} failed: logits differ by {difference:.3g} from"
-                    f" those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). Its arithmetic"
-                    f" comes out differently on this processor; export the bundle here, or use another variant"
+                    f"{self.bundle.path}: the self-test of {self.variant} failed: logits differ by {difference:.3g}"
+                    f" from those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). Its"
+                    f" arithmetic comes out differently on this processor; export it here, or use another variant"
                 )
 
 
@@ -102,8 +102,8 @@ def token_types(input_ids: Int64) -> Int64:
     The last token of a window is [SEP] too, so its first occurrence ends the question.
     """
     separator = input_ids[:, -1:]
-    before = np.cumsum(input_ids == separator, axis=1) - (input_ids == separator)
-    return (before > 0).astype(np.int64)
+    found: Int64 = np.cumsum(input_ids == separator, axis=1, dtype=np.int64)
+    return np.where(input_ids == separator, found > 1, found > 0).astype(np.int64)
 
 
 def import_onnxruntime() -> Any:

@@ -74,4 +74,4 @@ class BundleError(DistilqaError):
 
 
 class MissingDependency(DistilqaError):
-    """A package that this needs is not installed, or two that conflict are; the message has the command that mends it."""
+    """A package is not installed, or two that conflict are; the message has the command that mends it."""

@@ -1,9 +1,9 @@
 """Who runs when: permits, a queue of windows, and lanes that run them.
 
 A request holds a permit from before it is parsed until its reply is made. Its windows become entries of one queue. A
-lane is a thread that takes the next entry and runs it; there are as many as cores, so that many requests use a core each,
-while a single one on an idle server uses them all through the session's own threads. Short entries of the same length
-share a run, since that pays up to 64 tokens; nothing waits for company, and nothing is padded.
+lane is a thread that takes the next entry and runs it; there are as many as cores, so that many requests use a core
+each, while a single one on an idle server uses them all through the session's own threads. Short entries of the same
+length share a run, since that pays up to 64 tokens; nothing waits for company, and nothing is padded.
 
 An entry carries its own one-shot reply. One whose caller has left or whose deadline has passed is dropped when its
 turn comes, without being run.

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, empty_pb2, unknown_fields
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
@@ -68,7 +68,7 @@ class QuestionAnswering:
         self._windower, self._scheduler = windower, scheduler
         self._permits, self._limits, self._pool = permits, limits, pool
 
-    def handlers(self) -> grpc.GenericRpcHandler[bytes, bytes]:
+    def handlers(self) -> grpc.GenericRpcHandler:
         """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -197,20 +197,20 @@ def _parse(message: type[_Request], raw: bytes) -> _Request:
         raise InvalidRequest(field, "is not valid UTF-8") from None
 
 
-def _not_utf8(descriptor: Descriptor, raw: bytes) -> str | None:
+def _not_utf8(descriptor: Any, raw: bytes) -> str | None:
     """The first string field of a serialised message that is not UTF-8, as a path; None if all are."""
     try:
-        fields = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
+        unknown = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
     except DecodeError:
         return None
     seen: Counter[int] = Counter()
-    for field in fields:
+    for field in (unknown[index] for index in range(len(unknown))):
         known = descriptor.fields_by_number.get(field.field_number)
         if known is None or not isinstance(field.data, bytes):
             continue
         name = f"{known.name}[{seen[known.number]}]" if known.is_repeated else known.name
         seen[known.number] += 1
-        if known.type == FieldDescriptor.TYPE_MESSAGE:
+        if known.message_type is not None:
             if inner := _not_utf8(known.message_type, field.data):
                 return f"{name}.{inner}"
         elif known.type == FieldDescriptor.TYPE_STRING:
