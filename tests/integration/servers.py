@@ -1,0 +1,72 @@
+"""A real server in a process of its own, and one in this process whose model can be held still."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from distilqa.app import Server
+from distilqa.settings import ServerSettings
+from distilqa.spans import Logits
+from distilqa.windows import Int64
+
+CLI = [sys.executable, "-m", "distilqa.cli"]
+
+
+@contextmanager
+def serving(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a command that serves on a free port; yields its process and address, and kills what is left of it."""
+    environment = options.pop("env", dict(os.environ)) | {"DISTILQA_PORT": "0"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = None
+            while address is None and (line := process.stdout.readline()):
+                address = re.search(r"^Serving .* on (\S+)\. ", line)
+            assert address, process.communicate()[1]
+            yield process, address[1]
+        finally:
+            process.kill()
+
+
+class HeldEngine:
+    """Stands before a server's engine: notes each run, and lets it through when told to."""
+
+    def __init__(self, server: Server) -> None:
+        self._run = server._engine.run
+        self.runs: list[int] = []
+        self.began = threading.Event()
+        self.release = threading.Event()
+        self.failures = 0
+        server._engine.run = self.run  # type: ignore[method-assign]
+
+    def run(self, windows: Sequence[Int64]) -> list[Logits]:
+        self.runs.append(len(windows))
+        self.began.set()
+        assert self.release.wait(timeout=60)
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("a secret of the model")
+        return self._run(windows)
+
+
+@asynccontextmanager
+async def held_server(bundle: Path, **settings: Any) -> AsyncIterator[tuple[Server, HeldEngine]]:
+    """A server in this process, on one core, whose runs wait for ``engine.release``."""
+    server = Server(ServerSettings(bundle=bundle, port=0, threads=1, **settings))
+    engine = HeldEngine(server)
+    await server.start()
+    try:
+        yield server, engine
+    finally:
+        engine.release.set()
+        await server.stop(0)

@@ -1,0 +1,290 @@
+"""The server through real sockets: its answers, its statuses, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.integration.servers import CLI, held_server, serving
+
+from distilqa import (
+    Answer,
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    Reader,
+    Unavailable,
+)
+from distilqa_export.samples import AGREEMENT, packaged
+from distilqa_protos.v1 import question_answering_pb2 as pb
+from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
+
+QUESTION = "What does the fox jump over?"
+PASSAGE = "The quick brown fox jumps over the lazy dog."
+SERVICE = "distilqa.v1.QuestionAnswering"
+
+
+def test_answers_as_the_reader_does(target: str, bundle: Path) -> None:
+    reader = Reader(bundle)
+    samples = packaged(AGREEMENT)[:40]
+    with Client(target) as client:
+        for sample in samples:
+            expected = reader.answer(sample.question, sample.context, top_k=3)
+            assert client.answer(sample.question, sample.context, top_k=3) == expected
+
+
+async def test_answers_in_company_as_alone(target: str, bundle: Path) -> None:
+    """Many at once, short ones of equal length among them, get bit for bit what each gets alone."""
+    reader = Reader(bundle, threads=1)
+    pairs = [(sample.question, sample.context) for sample in packaged(AGREEMENT)[:30]]
+    pairs += [(QUESTION, f"The quick brown fox jumps over {number} dogs.") for number in range(10, 40)]
+    async with AsyncClient(target) as client:
+        served = await asyncio.gather(*(client.answer(question, passage) for question, passage in pairs))
+    assert served == [reader.answer(question, passage) for question, passage in pairs]
+
+
+def test_places_are_code_points_and_bytes(target: str) -> None:
+    passage = "Ein schöner Fuchs 🦊 springt — über den faulen Hund. 犬 The fox jumps over the lazy dog 🐶."
+    with grpc.insecure_channel(target) as channel:
+        request = pb.AnswerRequest(
+            question=QUESTION, passages=[pb.Passage(text="Nothing here."), pb.Passage(text=passage, id="second")]
+        )
+        answer = QuestionAnsweringStub(channel).Answer(request).answers[0]
+    assert (answer.passage, answer.passage_id) == (1, "second")
+    assert passage[answer.start : answer.end] == answer.text
+    assert passage.encode()[answer.start_byte : answer.end_byte].decode() == answer.text
+    assert answer.start_byte > answer.start
+
+
+def test_all_options_reach_the_model(target: str, bundle: Path) -> None:
+    passages = [PASSAGE * 60, "The lazy dog sleeps."]
+    options = {"top_k": 5, "max_answer_tokens": 3, "doc_stride": 7, "allow_no_answer": True}
+    with Client(target) as client:
+        assert client.answer(QUESTION, passages, **options) == Reader(bundle).answer(QUESTION, passages, **options)
+
+
+def test_no_answer(target: str) -> None:
+    with Client(target) as client:
+        answers = client.answer("Who wrote Hamlet?", "xyzzy", top_k=5, allow_no_answer=True)
+    assert Answer("", 0, 0, pytest.approx(0.0, abs=1.0), None) in answers
+
+
+def test_timings_and_run_sizes_come_with_the_answer(target: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        passages = [pb.Passage(text=PASSAGE), pb.Passage(text=PASSAGE * 100)]
+        response = QuestionAnsweringStub(channel).Answer(pb.AnswerRequest(question=QUESTION, passages=passages))
+    timings = response.timings
+    assert timings.windows > 2
+    assert timings.run_windows >= 1
+    assert min(timings.tokenize_seconds, timings.inference_seconds, timings.decode_seconds) > 0
+    assert (response.model, response.version, response.variant) == ("distilbert-384-squad", "1", "cpu-int8")
+
+
+async def test_model(target: str) -> None:
+    with Client(target) as client:
+        model = client.model()
+    assert (model.name, model.version, model.variant) == ("distilbert-384-squad", "1", "cpu-int8")
+    assert (model.architecture, model.parameters, model.window_tokens) == ("distilbert", 22_565_378, 384)
+    async with AsyncClient(target) as client:
+        assert await client.model() == model
+
+
+def test_health_and_reflection(target: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        names = {service.name for service in next(replies).list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+@pytest.mark.parametrize(
+    ("question", "passages", "options", "field"),
+    [
+        ("", [PASSAGE], {}, "question"),
+        (" \n", [PASSAGE], {}, "question"),
+        ("why " * 129, [PASSAGE], {}, "question"),
+        ("why " * 9999, [PASSAGE], {}, "question"),
+        (QUESTION, [], {}, "passages"),
+        (QUESTION, [PASSAGE, ""], {}, "passages[1]"),
+        (QUESTION, [PASSAGE, "\0\r\n"], {}, "passages[1]"),
+        (QUESTION, ["\ud800"], {}, "request"),
+        (QUESTION, [PASSAGE] * 257, {}, "passages"),
+        (QUESTION, ["word " * 100_000], {}, "passages"),
+        (QUESTION, ["word " * 250_000], {}, "request"),
+        (QUESTION, [PASSAGE], {"top_k": 0}, "top_k"),
+        (QUESTION, [PASSAGE], {"top_k": 101}, "top_k"),
+        (QUESTION, [PASSAGE], {"top_k": -1}, "request"),
+        (QUESTION, [PASSAGE], {"max_answer_tokens": 0}, "max_answer_tokens"),
+        (QUESTION, [PASSAGE], {"doc_stride": 300}, "doc_stride"),
+    ],
+)
+def test_invalid_requests_name_the_field(
+    target: str, question: str, passages: list[str], options: dict[str, int], field: str
+) -> None:
+    with Client(target) as client, pytest.raises(InvalidRequest) as caught:
+        client.answer(question, passages, **options)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("raw", "details"),
+    [
+        (b"\x1a\x02\xff\xfe", "question: is not valid UTF-8"),
+        (b"\x1a\x01q\x22\x03\x0a\x01a\x22\x04\x0a\x02\xff\xfe", "passages[1].text: is not valid UTF-8"),
+        (b"\x07\x07", "request: is not a distilqa.v1.AnswerRequest"),
+    ],
+)
+def test_bytes_that_are_no_request(target: str, raw: bytes, details: str) -> None:
+    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(f"/{SERVICE}/Answer")(raw)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, details)
+
+
+@pytest.mark.parametrize(("model", "version"), [("bert", ""), ("distilbert-384-squad", "2"), ("", "0")])
+def test_unknown_model(target: str, model: str, version: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        stub = QuestionAnsweringStub(channel)
+        named = {"model": model, "version": version}
+        requests = (
+            (stub.Answer, pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=PASSAGE)], **named)),
+            (stub.GetModel, pb.GetModelRequest(**named)),
+        )
+        for method, request in requests:
+            with pytest.raises(grpc.RpcError) as caught:
+                method(request)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert ModelNotFound.status == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("limits", [{"max_requests": 1}, {"max_bytes": 100}])
+async def test_no_permit(bundle: Path, limits: dict[str, int]) -> None:
+    """Refused at once with advice on when to try again, and let in when the first is done."""
+    async with held_server(bundle, **limits) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        with pytest.raises(Overloaded) as caught:
+            await client.answer(QUESTION, PASSAGE)
+        assert caught.value.retry_after_s == 1.0
+        cause = caught.value.__cause__
+        assert isinstance(cause, grpc.aio.AioRpcError)
+        status = status_pb2.Status.FromString(dict(cause.trailing_metadata())["grpc-status-details-bin"])
+        detail: any_pb2.Any = status.details[0]
+        retry = error_details_pb2.RetryInfo()
+        assert detail.Unpack(retry)
+        assert retry.retry_delay.ToMilliseconds() == 1000
+        engine.release.set()
+        assert (await first)[0].text == "the lazy dog"
+        assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+
+
+async def test_work_past_its_deadline_is_not_done(bundle: Path) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        with pytest.raises(DeadlineExceeded):
+            await client.answer(QUESTION, PASSAGE * 20, timeout_s=0.2)
+        engine.release.set()
+        await first
+        await client.answer(QUESTION, PASSAGE)
+        assert engine.runs == [1, 1]
+
+
+async def test_work_of_a_caller_who_left_is_not_done(bundle: Path) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        leaver = asyncio.create_task(client.answer(QUESTION, PASSAGE * 20))
+        while not server._scheduler._queue:
+            await asyncio.sleep(0)
+        leaver.cancel()
+        while not server._scheduler._queue[0].reply.cancelled():
+            await asyncio.sleep(0)
+        engine.release.set()
+        await first
+        await client.answer(QUESTION, PASSAGE)
+        assert engine.runs == [1, 1]
+
+
+async def test_a_model_that_fails_fails_its_own_request(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        engine.release.set()
+        engine.failures = 1
+        with pytest.raises(InferenceFailed, match=r"^the model failed on this request$"):
+            await client.answer(QUESTION, PASSAGE)
+        assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_what_is_unexpected_stays_inside(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        engine.release.set()
+        monkeypatch.setattr("distilqa.spans.decode", None)
+        with pytest.raises(InferenceFailed, match=r"^internal error$"):
+            await client.answer(QUESTION, PASSAGE)
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(bundle: Path) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        stopping = asyncio.create_task(server.stop(60))
+        while server._health._server_status[SERVICE] == health_pb2.HealthCheckResponse.SERVING:
+            await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await client.answer(QUESTION, PASSAGE, timeout_s=20)
+        engine.release.set()
+        assert (await first)[0].text == "the lazy dog"
+        await stopping
+
+
+async def test_stopping_gives_up_at_its_deadline(bundle: Path) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        stopping = asyncio.create_task(server.stop(0))
+        with pytest.raises(Unavailable):
+            await first
+        engine.release.set()
+        await stopping
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order(bundle: Path, number: signal.Signals) -> None:
+    with serving([*CLI, "serve", str(bundle)]) as (process, address):
+        with Client(address) as client:
+            client.answer(QUESTION, PASSAGE)
+        process.send_signal(number)
+        _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert "{1: 1}" in log.splitlines()[-1]
+
+
+def test_a_second_server_on_the_port_is_refused(target: str, bundle: Path) -> None:
+    port = target.rpartition(":")[2]
+    done = subprocess.run([*CLI, "serve", str(bundle), "--port", port], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"distilqa: cannot bind 127.0.0.1:{port}; is another server there?"
+
+
+def test_nobody_there() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.answer(QUESTION, PASSAGE, timeout_s=20)
