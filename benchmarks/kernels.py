@@ -1,11 +1,11 @@
 """How fast one run of the model is, by length: ``python -m benchmarks.kernels``.
 
-Contenders, at the target's shape on one thread: PyTorch fp32 (bert-base and DistilBERT), the plain ONNX export, the stock
-int8 recipe, and the bundle's variants. They run one after another in rounds, in one process, so that a slow spell of the
-machine meets all of them; what counts is the median over the rounds of the ratio within a round.
+Contenders, at the target's shape on one thread: PyTorch fp32 (bert-base and DistilBERT), the plain ONNX export, the
+stock int8 recipe, and the bundle's variants. They run one after another in rounds, in one process, so that a slow spell
+of the machine meets all of them; what counts is the median over the rounds of the ratio within a round.
 
-PyTorch gets glibc's allocator tuned (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), without which it spends up to half
-its time in page faults; the whole process runs under that setting.
+PyTorch gets glibc's allocator tuned (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), without which it spends up to
+half its time in page faults; the whole process runs under that setting.
 """
 
 from __future__ import annotations
@@ -132,13 +132,12 @@ def report(samples: dict[int, dict[str, list[float]]], threads: int) -> str:
         ratios = [s / o for s, o in zip(samples[length][STOCK], samples[length][OURS], strict=True)]
         low, median, high = np.percentile(ratios, [25, 50, 75])
         target = TARGETS.get(length, 1.0)
-        verdicts.append(
-            f"| 1x{length} | {median:.2f} | {low:.2f} to {high:.2f} | {target:.2f} | {'yes' if median >= target else 'NO'} |"
-        )
+        met = "yes" if median >= target else "NO"
+        verdicts.append(f"| 1x{length} | {median:.2f} | {low:.2f} to {high:.2f} | {target:.2f} | {met} |")
     return "\n".join(
         [
-            f"{environment()['cpu']}, {threads} thread{'s' if threads > 1 else ''}, onnxruntime {environment()['onnxruntime']},"
-            f" {len(samples[lengths[0]][OURS])} rounds",
+            f"{environment()['cpu']}, {threads} thread{'s' if threads > 1 else ''},"
+            f" onnxruntime {environment()['onnxruntime']}, {len(samples[lengths[0]][OURS])} rounds",
             "",
             head,
             *rows,

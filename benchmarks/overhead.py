@@ -1,8 +1,8 @@
 """What the server costs over the bare reader: ``python -m benchmarks.overhead``.
 
 CPU seconds per answer of the server's process, against those of a process that answers the same questions with the
-in-process reader, at the target's shape, on the packaged questions at their real lengths. Both processes live through the
-whole benchmark and take turns, question set by question set; what counts is the median over the rounds of the ratio
+in-process reader, at the target's shape, on the packaged questions at their real lengths. Both processes live through
+the whole benchmark and take turns, question set by question set; what counts is the median over the rounds of the ratio
 within a round. The clients run in a third process, whose CPU is reported beside.
 """
 

@@ -1,0 +1,117 @@
+"""Exporting a checkpoint from a hub by its id, with a stand-in of the hub on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distilqa.bundle import Bundle
+
+from .hub import Hub, Repository, serve
+
+ID = "distilbert/distilbert-base-uncased-distilled-squad"
+COMMIT = "564e9b582944a57a3e586bbb98fd6f0a4118db7f"
+TAG = "v1.0"
+WANTED = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+}
+UNWANTED = {"pytorch_model.bin", "tf_model.h5", "modeling_distilbert.py", ".gitattributes"}
+
+
+@pytest.fixture
+def hub(checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that has the shipped checkpoint under the target's id, among files that nobody should want."""
+    folder = tmp_path / "repository"
+    shutil.copytree(checkpoint, folder)
+    for name in UNWANTED:
+        (folder / name).write_bytes(b"not to be opened")
+    with serve(Repository(ID, folder, COMMIT, tags=(TAG,))) as running:
+        yield running
+
+
+def run(endpoint: str, home: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with that hub and an empty cache. A command that hangs fails the test."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_ETAG_TIMEOUT": "1",  # how long a silent hub is waited for, in seconds
+        "NO_PROXY": "127.0.0.1",
+    }
+    return subprocess.run(
+        command, env=inherited | settings, cwd=home, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def export(endpoint: str, home: Path, checkpoint: str, *options: str) -> subprocess.CompletedProcess[str]:
+    distilqa = str(Path(sys.executable).with_name("distilqa"))
+    return run(endpoint, home, distilqa, "export", checkpoint, "-o", str(home / "bundle"), *options)
+
+
+def asked_for(hub: Hub, method: str) -> set[str]:
+    return {path for asked, path in (request.split(" ", 1) for request in hub.requests) if asked == method}
+
+
+def test_exports_by_id(hub: Hub, tmp_path: Path) -> None:
+    done = export(hub.url, tmp_path, ID)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {tmp_path / 'bundle'}" in done.stdout
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.name == ID.split("/")[1]
+    assert manifest.source.checkpoint == ID
+    assert manifest.source.revision == COMMIT
+    assert f"`{ID}`, revision {COMMIT}" in (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    files = {f"/{ID}/resolve/{COMMIT}/{name}" for name in WANTED}
+    assert asked_for(hub, "HEAD") == files
+    assert asked_for(hub, "GET") == files | {f"/api/models/{ID}/revision/main"}
+
+
+def test_a_tag_is_recorded_as_its_commit(hub: Hub, tmp_path: Path) -> None:
+    load = f"from distilqa_export.checkpoint import load_checkpoint as load; print(load({ID!r}, {TAG!r}).source)"
+    done = run(hub.url, tmp_path, sys.executable, "-c", load)
+    assert done.returncode == 0, done.stderr
+    assert f"revision='{COMMIT}'" in done.stdout
+    assert f"/api/models/{ID}/revision/{TAG}" in asked_for(hub, "GET")
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], home: Path, *words: str) -> None:
+    """Exit status 1 and, after the progress, one line on stderr that has these words; nothing was written."""
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("distilqa: ")
+    for word in words:
+        assert word in said[0]
+    assert not (home / "bundle").exists()
+
+
+def test_an_unknown_id(hub: Hub, tmp_path: Path) -> None:
+    assert_refused(export(hub.url, tmp_path, "nobody/nothing"), tmp_path, "nobody/nothing", "Not Found")
+
+
+def test_an_unknown_revision(hub: Hub, tmp_path: Path) -> None:
+    assert_refused(export(hub.url, tmp_path, ID, "--revision", "v9"), tmp_path, ID, "v9", "Not Found")
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refuses connections", "never answers"])
+def test_a_hub_that_is_down(listens: bool, tmp_path: Path) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        if listens:
+            bound.listen()
+        endpoint = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        assert_refused(export(endpoint, tmp_path, ID), tmp_path, ID, "could not be fetched from the hub")

@@ -1,0 +1,113 @@
+"""Every command and every program of the README is run, in its order, as a reader would.
+
+What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
+asked, and the benchmarks run at their smallest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.conftest import CHECKPOINT, ROOT
+from tests.integration.hub import Hub
+from tests.integration.servers import serving
+
+ADDRESS = "localhost:50051"
+TARGET_ID = "distilbert/distilbert-base-uncased-distilled-squad"
+
+# `make test` is what runs this test.
+COVERED_BY_BEING_HERE = {"make test"}
+
+SMALLEST = {
+    "python -m benchmarks.kernels": "--rounds 2 --lengths 8 --no-torch",
+    "python -m benchmarks.overhead": "--rounds 1 --questions 2",
+}
+
+
+def blocks() -> list[tuple[str, str]]:
+    """The README's fenced blocks, as (language, content)."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in found} == {"console", "sh", "python"}
+    return found
+
+
+class Shell:
+    """Runs the README's blocks in one directory, keeping the servers that they start."""
+
+    def __init__(self, directory: Path, environment: dict[str, str], stack: ExitStack) -> None:
+        self.directory, self.environment, self.stack = directory, environment, stack
+        self.address = ADDRESS
+
+    def run(self, command: str) -> str:
+        """Run a command and return what it prints; one that serves stays in the background."""
+        in_checkout = command.startswith(("make ", "python -m ", "python3 -m venv", "venv/"))
+        directory = ROOT if in_checkout else self.directory
+        for name, options in SMALLEST.items():
+            command = command.replace(name, f"{sys.executable}{name.removeprefix('python')} {options}")
+        command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
+        command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
+        command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
+        command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
+        if command in ("make serve", "distilqa serve bundle"):
+            serving_now = serving(shlex.split(command), cwd=directory, env=self.environment)
+            self.address = self.stack.enter_context(serving_now)[1]
+            return ""
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=directory, env=self.environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def run_program(self, source: str) -> str:
+        source = source.replace(ADDRESS, self.address)
+        return self.run(f"{shlex.quote(sys.executable)} -W error -c {shlex.quote(source)}")
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    files = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
+    with ExitStack() as stack:
+        hub = stack.enter_context(Hub({TARGET_ID: files}))
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hub"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        }
+        yield Shell(tmp_path, environment, stack)
+
+
+def test_every_block_runs(shell: Shell) -> None:
+    printed: dict[str, str] = {}
+    shown = {}
+    for language, content in blocks():
+        if language == "console":
+            command, _, output = content.removeprefix("$ ").partition("\n")
+            shown[command] = output
+        elif language == "python":
+            printed[content] = shell.run_program(content)
+        else:
+            for command in content.splitlines():
+                if command not in COVERED_BY_BEING_HERE:
+                    printed[command] = shell.run(command)
+    assert len(printed) > 12
+    for command, output in shown.items():
+        assert _without_numbers(shell.run(command)) == _without_numbers(output)
+    for text in printed.values():
+        assert "Traceback" not in text
+    asked = [text for command, text in printed.items() if "ask" in command or "answer" in command]
+    assert len(asked) == 7
+    assert all("lazy dog" in text for text in asked)
+
+
+def _without_numbers(text: str) -> str:
+    """Scores in the second decimal depend on the processor."""
+    return re.sub(r"\d", "#", text)

@@ -1,0 +1,24 @@
+"""The shipped checkpoint widened to the target's exact shape: its size, and that it still answers the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.models import wide_bundle
+
+from distilqa import Bundle, Reader
+from distilqa_export.samples import CALIBRATION, packaged
+
+
+def test_the_int8_bundle_is_under_70_mb() -> None:
+    manifest = Bundle.open(wide_bundle()).manifest
+    assert manifest.architecture.parameters == 66_364_418
+    assert sum(file.bytes for name, file in manifest.files.items() if name != "cpu-fp32.onnx") < 70e6
+
+
+def test_its_fp32_answers_are_the_shipped_checkpoints(bundle: Path) -> None:
+    wide, shipped = Reader(wide_bundle(), "cpu-fp32"), Reader(bundle, "cpu-fp32")
+    for sample in packaged(CALIBRATION)[:30]:
+        one, other = (reader.answer(sample.question, sample.context)[0] for reader in (wide, shipped))
+        assert (one.start, one.end) == (other.start, other.end)
+        assert abs(one.score - other.score) < 1e-3
