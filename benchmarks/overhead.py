@@ -78,10 +78,9 @@ def measure(bundle: Path, questions: Sequence[Sample], rounds: int) -> list[Roun
     own = [sys.executable, "-m", "benchmarks.overhead", "--read", "--bundle", str(bundle)]
     reader_command = [*own, "--questions", str(len(questions))]
     server_command = [sys.executable, "-m", "distilqa.cli", "serve", str(bundle), "--port", "0"]
-    pipes = {"stdout": subprocess.PIPE, "text": True}
     with (
-        subprocess.Popen(reader_command, stdin=subprocess.PIPE, **pipes) as reader,
-        subprocess.Popen(server_command, **pipes) as server,
+        subprocess.Popen(reader_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader,
+        subprocess.Popen(server_command, stdout=subprocess.PIPE, text=True) as server,
     ):
         try:
             assert reader.stdout is not None

@@ -19,11 +19,15 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS, Engine
-from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded
+from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded, Unavailable
 from distilqa.spans import Logits
 from distilqa.windows import Int64, Window
+
+# How far down the queue company for a short entry is looked for.
+_LOOK_AHEAD = 64
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,6 @@ class _Entry:
     deadline: float | None
     queued: float
     reply: asyncio.Future[Ran]
-    taken: bool = False
 
 
 class Scheduler:
@@ -79,7 +82,6 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._queue: deque[_Entry] = deque()
-        self._short: dict[int, deque[_Entry]] = {}
         self._closed = False
         self.run_sizes: Counter[int] = Counter()
         self._lanes = [threading.Thread(target=self._lane, name=f"lane-{n}", daemon=True) for n in range(lanes)]
@@ -89,16 +91,16 @@ class Scheduler:
     async def run(self, windows: Sequence[Window], *, deadline: float | None = None) -> list[Ran]:
         """Queue the windows of a request and return what each gave, in order.
 
-        Raises DeadlineExceeded if ``deadline`` passes before the last has begun, InferenceFailed if the model fails.
-        When the caller is cancelled or one window fails, those that have not begun are dropped.
+        Raises DeadlineExceeded if ``deadline`` passes before the last has begun, InferenceFailed if the model fails,
+        Unavailable once closed. When the caller is cancelled or one window fails, those that have not begun are
+        dropped.
         """
         now = time.monotonic()
         entries = [_Entry(w.input_ids, deadline, now, self._loop.create_future()) for w in windows]
         with self._changed:
-            for entry in entries:
-                self._queue.append(entry)
-                if len(entry.input_ids) <= SHARED_RUN_TOKENS:
-                    self._short.setdefault(len(entry.input_ids), deque()).append(entry)
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            self._queue.extend(entries)
             self._changed.notify(len(entries))
         try:
             return await asyncio.gather(*(entry.reply for entry in entries))
@@ -124,30 +126,34 @@ class Scheduler:
         """The entries of the next run, waiting for one; empty once closed."""
         with self._changed:
             while not self._closed:
-                if first := self._next(self._queue):
-                    entries = [first]
-                    company = self._short.get(len(first.input_ids), deque())
-                    while len(entries) < SHARED_RUN_WINDOWS and (entry := self._next(company)):
-                        entries.append(entry)
-                    if not company:
-                        self._short.pop(len(first.input_ids), None)
-                    self.run_sizes[len(entries)] += 1
-                    return entries
+                while self._queue:
+                    first = self._queue.popleft()
+                    if self._wanted(first):
+                        entries = [first, *self._company(first)]
+                        self.run_sizes[len(entries)] += 1
+                        return entries
                 self._changed.wait()
             return []
 
-    def _next(self, queue: deque[_Entry]) -> _Entry | None:
-        """Take the first entry of a queue that is still to be run; drop those before it that are not."""
-        while queue:
-            entry = queue.popleft()
-            if entry.taken or entry.reply.cancelled():
-                continue
-            entry.taken = True
-            if entry.deadline is not None and time.monotonic() > entry.deadline:
-                self._fail([entry], DeadlineExceeded("the deadline passed before the model ran"))
-                continue
-            return entry
-        return None
+    def _company(self, first: _Entry) -> list[_Entry]:
+        """Take the next entries that may share a run with a short one."""
+        length = len(first.input_ids)
+        if length > SHARED_RUN_TOKENS:
+            return []
+        ahead = islice(self._queue, _LOOK_AHEAD)
+        equals = list(islice((entry for entry in ahead if len(entry.input_ids) == length), SHARED_RUN_WINDOWS - 1))
+        for entry in equals:
+            self._queue.remove(entry)
+        return [entry for entry in equals if self._wanted(entry)]
+
+    def _wanted(self, entry: _Entry) -> bool:
+        """Whether an entry is still to be run: its caller is there, and its deadline has not passed."""
+        if entry.reply.cancelled():
+            return False
+        if entry.deadline is not None and time.monotonic() > entry.deadline:
+            self._fail([entry], DeadlineExceeded("the deadline passed before the model ran"))
+            return False
+        return True
 
     def _run(self, entries: list[_Entry]) -> None:
         began = time.monotonic()

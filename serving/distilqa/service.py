@@ -27,7 +27,7 @@ from distilqa.bundle import Manifest
 from distilqa.errors import DistilqaError, InvalidRequest, ModelNotFound, Overloaded
 from distilqa.reader import MAX_TOP_K, check_options
 from distilqa.scheduler import Permits, Ran, Scheduler
-from distilqa.windows import MAX_QUESTION_TOKENS, Tokenized, Windower
+from distilqa.windows import Tokenized, Windower
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class QuestionAnswering:
             architecture=manifest.architecture.type,
             parameters=manifest.architecture.parameters,
             limits=pb.Limits(
-                question_tokens=MAX_QUESTION_TOKENS,
+                question_tokens=self._windower.max_question_tokens,
                 window_tokens=manifest.window_tokens,
                 windows=self._limits.windows,
                 passages=self._limits.passages,

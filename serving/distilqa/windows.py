@@ -85,6 +85,7 @@ class Windower:
             raise BundleError(f"tokenizer.json: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not a separator
         special = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
         for name, token in special.items():
             if token is None:
@@ -92,6 +93,7 @@ class Windower:
         self._tokenizer = tokenizer
         self._cls, self._sep = special["[CLS]"], special["[SEP]"]
         self.max_tokens = max_tokens
+        self.max_question_tokens = min(MAX_QUESTION_TOKENS, max_tokens - _SPECIAL_TOKENS - 1)
 
     def tokenize(
         self, question: str, passages: Sequence[str], *, doc_stride: int | None = None, max_windows: int | None = None
@@ -100,9 +102,9 @@ class Windower:
 
         ``doc_stride`` is the overlap of consecutive windows of a passage, in tokens; by default 128, or half of
         what a window can hold of the passage where that is less, which is also the most it can be.
-        Raises InvalidRequest for an empty question, passage or list of passages, a question of more than 128
-        tokens, text that is not valid Unicode (lone surrogates), a stride out of range, and more than
-        ``max_windows`` windows.
+        Raises InvalidRequest for an empty question, passage or list of passages, a question of more than
+        ``max_question_tokens`` (128, or what leaves room for the passage), text that is not valid Unicode (lone
+        surrogates), a stride out of range, and more than ``max_windows`` windows.
         """
         question_ids = self._question_ids(question)
         if not passages:
@@ -126,8 +128,8 @@ class Windower:
         ids: list[int] = self._encode(question, "question").ids
         if not ids:
             raise InvalidRequest("question", "is empty")
-        if len(ids) > MAX_QUESTION_TOKENS:
-            raise InvalidRequest("question", f"has {len(ids)} tokens, the limit is {MAX_QUESTION_TOKENS}")
+        if len(ids) > self.max_question_tokens:
+            raise InvalidRequest("question", f"has {len(ids)} tokens, the limit is {self.max_question_tokens}")
         return ids
 
     def _stride(self, doc_stride: int | None, room: int) -> int:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-_INFO = re.compile(r"/api/models/(?P<id>.+)/revision/(?P<revision>[^/]+)")
+_INFO = re.compile(r"/api/models/(?P<id>.+?)(/revision/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<id>.+)/resolve/(?P<revision>[^/]+)/(?P<name>[^/]+)")
 
 
@@ -27,8 +27,8 @@ class Repository:
     commit: str
     tags: tuple[str, ...] = ()
 
-    def has(self, revision: str) -> bool:
-        return revision in ("main", self.commit, *self.tags)
+    def has(self, revision: str | None) -> bool:
+        return revision in (None, "main", self.commit, *self.tags)
 
 
 @dataclass

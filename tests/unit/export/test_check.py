@@ -1,0 +1,131 @@
+"""The checks on a converted model, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from distilqa.engine import open_session
+from distilqa.spans import Float32, Logits
+from distilqa.windows import Int64, Tokenized, Windower
+from distilqa_export.check import (
+    MAX_FP32_DIFFERENCE,
+    Run,
+    agreement,
+    check_fp32,
+    largest_difference,
+    logits_of,
+    runner,
+)
+from distilqa_export.checkpoint import Checkpoint, load_checkpoint
+from distilqa_export.errors import ExportError
+from distilqa_export.fuse import fuse
+from distilqa_export.trace import trace
+
+MakeTiny = Callable[..., Path]
+
+FOX = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def run(fused: Path) -> Run:
+    return runner(open_session(fused, threads=1))
+
+
+def test_accepts_the_same_model(run: Run, tiny: Checkpoint) -> None:
+    assert 0 < check_fp32(tiny, run) < MAX_FP32_DIFFERENCE
+
+
+# (windows, tokens) of a run and the place of the logit in it that is wrong.
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("windows", "tokens"), [(1, 8), (8, 16), (1, 384)])
+@pytest.mark.parametrize("wrong", [0.01, math.inf, math.nan])
+def test_refuses_one_wrong_logit(
+    wrong: float, windows: int, tokens: int, side: int, run: Run, tiny: Checkpoint
+) -> None:
+    def spoiled(given: Sequence[Int64]) -> list[Float32]:
+        logits = [np.array(values) for values in run(given)]
+        if logits[side].shape == (windows, tokens):
+            logits[side][-1, tokens // 2] += wrong
+        return logits
+
+    with pytest.raises(ExportError, match=r"the fp32 model's logits differ from PyTorch's by .*under 0\.001 is needed"):
+        check_fp32(tiny, spoiled)
+
+
+def test_refuses_swapped_outputs(run: Run, tiny: Checkpoint) -> None:
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(tiny, lambda windows: run(windows)[::-1])
+
+
+def test_refuses_another_number_of_heads(traced: Path, tiny: Checkpoint, tmp_path: Path) -> None:
+    """Operators alone do not show it."""
+    ir.save(fuse(traced, replace(tiny.architecture, heads=4)), tmp_path / "fused.onnx")
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(tiny, runner(open_session(tmp_path / "fused.onnx", threads=1)))
+
+
+def test_refuses_a_decoder(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    """Its attention has a mask of its own, which fusing drops."""
+    decoder = load_checkpoint(str(make_tiny(tmp_path / "decoder", "bert", is_decoder=True)))
+    ir.save(fuse(trace(decoder, tmp_path / "trace"), decoder.architecture), tmp_path / "fused.onnx")
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(decoder, runner(open_session(tmp_path / "fused.onnx", threads=1)))
+
+
+@pytest.fixture(scope="module")
+def fox(checkpoint: Path) -> Tokenized:
+    """A question of one window."""
+    tokenizer_json = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    return Windower(tokenizer_json, max_tokens=384).tokenize("Who?", [FOX])
+
+
+def pointing_at(question: Tokenized, token: int) -> list[Logits]:
+    """Logits whose best answer is that token of the passage."""
+    window = question.windows[0]
+    values = np.zeros(window.length, np.float32)
+    values[window.passage_at + token] = 9
+    return [(values, values)]
+
+
+def test_agreement_is_the_share_of_equal_places(fox: Tokenized) -> None:
+    the, quick, last_the = (pointing_at(fox, token) for token in (0, 1, 6))
+    assert agreement([fox] * 4, [the, the, quick, quick], [the, quick, quick, quick]) == 0.75
+    assert agreement([fox], [the], [last_the]) == 0, "the same word elsewhere is another answer"
+
+
+def test_largest_difference_is_of_any_logit(fox: Tokenized) -> None:
+    one = [pointing_at(fox, 0), pointing_at(fox, 1)]
+    other = [[(start.copy(), end.copy()) for start, end in question] for question in one]
+    assert largest_difference(one, other) == 0
+    other[1][0][1][4] -= 2.5
+    other[0][0][0][2] += 1.5
+    assert largest_difference(one, other) == 2.5
+
+
+def test_largest_difference_hides_no_nan(fox: Tokenized) -> None:
+    one = [pointing_at(fox, 0), pointing_at(fox, 1)]
+    other = [pointing_at(fox, 0), [tuple(values + np.float32(math.nan) for values in one[1][0])]]
+    assert math.isnan(largest_difference(one, other))
+
+
+def test_logits_of_runs_each_window_alone(run: Run, tiny: Checkpoint) -> None:
+    question = Windower(tiny.tokenizer_json, max_tokens=32).tokenize("Who?", [FOX * 6])
+    assert len(question.windows) > 2
+    sizes: list[int] = []
+
+    def counting(windows: Sequence[Int64]) -> Sequence[Float32]:
+        sizes.append(len(windows))
+        return run(windows)
+
+    logits = logits_of(counting, question)
+    assert sizes == [1] * len(question.windows)
+    for window, (start, end) in zip(question.windows, logits, strict=True):
+        expected = run([window.input_ids])
+        np.testing.assert_array_equal([start, end], [expected[0][0], expected[1][0]])

@@ -1,0 +1,310 @@
+"""From a checkpoint to a bundle: what is written, and that nothing is where a step fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distilqa import spans
+from distilqa.bundle import CARD, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Bundle, Manifest
+from distilqa.engine import token_types
+from distilqa.errors import BundleError
+from distilqa.reader import Reader
+from distilqa_export import samples
+from distilqa_export.checkpoint import Checkpoint
+from distilqa_export.errors import CheckpointError, ExportError
+from distilqa_export.export import export
+
+MakeTiny = Callable[..., Path]
+
+QUESTION = "What does the fox jump over?"
+FOX = "The quick brown fox jumps over the lazy dog."
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, the manifest that `export` returned, and the steps it told of."""
+
+    path: Path
+    manifest: Manifest
+    steps: list[str]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle of each tiny checkpoint with both variants. Tests must not change it."""
+    steps: list[str] = []
+    target = tmp_path_factory.mktemp("exported") / "bundle"
+    return Exported(target, export(str(tiny_folder), target, progress=steps.append), steps)
+
+
+@pytest.fixture(scope="module")
+def distilbert(make_tiny: MakeTiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny DistilBERT checkpoint."""
+    return make_tiny(tmp_path_factory.mktemp("export") / "tiny")
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of the packaged questions, where a test is not about what was measured."""
+    packaged = samples.packaged
+    monkeypatch.setattr(samples, "packaged", lambda name: packaged(name)[:5])
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go during the test."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_writes_what_the_manifest_lists(exported: Exported) -> None:
+    bundle = Bundle.open(exported.path)
+    assert bundle.manifest == exported.manifest
+    assert set(bundle.manifest.files) == {"cpu-int8.onnx", "cpu-fp32.onnx", TOKENIZER, SELF_TEST, CARD}
+    assert {path.name for path in exported.path.iterdir()} == {*bundle.manifest.files, MANIFEST}
+    for name in bundle.manifest.files:
+        bundle.verified(name)
+    assert [path.name for path in exported.path.parent.iterdir()] == ["bundle"]
+
+
+def test_describes_the_model(exported: Exported, tiny: Checkpoint, kind: str) -> None:
+    manifest = exported.manifest
+    assert (manifest.name, manifest.window_tokens) == (f"tiny-{kind}", 384)
+    assert (manifest.source, manifest.architecture) == (tiny.source, tiny.architecture)
+    assert manifest.tools["torch"] == version("torch")
+    fp32, int8 = manifest.variants["cpu-fp32"], manifest.variants["cpu-int8"]
+    assert (fp32.precision, int8.precision) == ("fp32", "int8")
+    assert fp32.operators["Attention"] == int8.operators["Attention"] == 2
+    assert int8.operators["MatMulIntegerToFloat"] == 12
+    assert 0 < fp32.measured["largest_difference_from_pytorch"] < fp32.tolerance == 1e-3
+    assert 0 < int8.measured["largest_difference_from_fp32"] == int8.tolerance
+    assert 0 < int8.measured["answers_as_fp32"] <= 1
+    assert int8.measured["questions"] == 200
+
+
+def test_tells_of_each_step(exported: Exported) -> None:
+    assert [step.split()[0] for step in exported.steps] == ["load", "trace", "fuse", "quantise:", "check", "write"]
+
+
+def test_says_nothing_of_where_it_was_made(exported: Exported, tiny_folder: Path) -> None:
+    for name in (MANIFEST, CARD):
+        text = (exported.path / name).read_text(encoding="utf-8")
+        assert str(tiny_folder.parent) not in text
+        assert str(exported.path.parent) not in text
+
+
+def test_keeps_self_test_inputs_of_several_lengths(exported: Exported) -> None:
+    content = json.loads((exported.path / SELF_TEST).read_text(encoding="utf-8"))
+    lengths = [len(ids) for ids in content["inputs"]]
+    assert len(lengths) == 3
+    assert lengths == sorted(set(lengths))
+    assert set(content["logits"]) == set(VARIANTS)
+    for logits in content["logits"].values():
+        assert [[len(side) for side in window] for window in logits] == [[n, n] for n in lengths]
+    assert content["logits"]["cpu-int8"] != content["logits"]["cpu-fp32"]
+
+
+def test_card_has_the_numbers_of_the_manifest(exported: Exported) -> None:
+    card, manifest = (exported.path / CARD).read_text(encoding="utf-8"), exported.manifest
+    assert card.startswith(f"# {manifest.name}\n")
+    assert manifest.source.weights_sha256 in card
+    assert f"{manifest.architecture.parameters:,} parameters" in card
+    for tool, number in manifest.tools.items():
+        assert f"{tool} {number}" in card
+    for name, variant in manifest.variants.items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {manifest.files[variant.file].bytes / 1e6:.1f} MB |" in row
+        for measure, value in variant.measured.items():
+            assert f"{measure.replace('_', ' ')} {value:.4g}" in row
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bundle_answers(variant: str, exported: Exported) -> None:
+    (answer,) = Reader(exported.path, variant).answer(QUESTION, FOX)
+    assert answer.text == FOX[answer.start : answer.end] != ""
+    assert 0 < answer.score <= 1
+
+
+def test_bundle_answers_as_pytorch_does(exported: Exported, tiny: Checkpoint) -> None:
+    reader = Reader(exported.path, "cpu-fp32")
+    tokenized = reader.windower.tokenize(QUESTION, [FOX, "A hen sits. A cow stands by it."])
+    logits = []
+    for window in tokenized.windows:
+        inputs = {"input_ids": torch.from_numpy(window.input_ids[None])}
+        if tiny.architecture.type == "bert":
+            inputs["token_type_ids"] = torch.from_numpy(token_types(window.input_ids[None]))
+        with torch.inference_mode():
+            output = tiny.model(**inputs)
+        logits.append((output.start_logits[0].numpy(), output.end_logits[0].numpy()))
+    expected = spans.decode(tokenized, logits, top_k=5)
+    found = reader.answer(QUESTION, [passage.text for passage in tokenized.passages], top_k=5)
+    assert [(a.passage, a.start, a.end) for a in found] == [(a.passage, a.start, a.end) for a in expected]
+    np.testing.assert_allclose([a.score for a in found], [a.score for a in expected], rtol=1e-3)
+
+
+@pytest.mark.parametrize(("variant", "other"), [VARIANTS, VARIANTS[::-1]])
+@pytest.mark.usefixtures("few_samples")
+def test_a_single_variant(variant: str, other: str, distilbert: Path, tmp_path: Path) -> None:
+    manifest = export(str(distilbert), tmp_path / "bundle", variants=[variant])
+    assert set(manifest.variants) == {variant}
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == {*manifest.files, MANIFEST}
+    assert f"{other}.onnx" not in manifest.files
+    assert set(json.loads((tmp_path / "bundle" / SELF_TEST).read_text(encoding="utf-8"))["logits"]) == {variant}
+    assert Reader(tmp_path / "bundle").engine.variant == variant
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_card_of_fp32_alone_is_silent_on_int8(distilbert: Path, tmp_path: Path) -> None:
+    export(str(distilbert), tmp_path / "bundle", variants=["cpu-fp32"])
+    assert "int8" not in (tmp_path / "bundle" / CARD).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_variant_named_twice_is_made_once(distilbert: Path, tmp_path: Path) -> None:
+    manifest = export(str(distilbert), tmp_path / "bundle", variants=["cpu-int8", "cpu-int8"])
+    assert set(manifest.variants) == {"cpu-int8"}
+
+
+@pytest.mark.parametrize(("variants", "named"), [(["cpu-int4"], "cpu-int4"), ([], r"\(none\)")])
+def test_refuses_unknown_variants(variants: list[str], named: str, distilbert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"unknown variant {named}; there are cpu-int8, cpu-fp32"):
+        export(str(distilbert), tmp_path / "bundle", variants=variants)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_calibrates_on_the_callers_own_questions(distilbert: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": QUESTION, "context": FOX}), encoding="utf-8")
+    steps: list[str] = []
+    usual = export(str(distilbert), tmp_path / "usual").files
+    mine = export(str(distilbert), tmp_path / "mine", calibration=own, progress=steps.append).files
+    assert "quantise: calibrate on 1 passages" in steps
+    assert usual["cpu-fp32.onnx"] == mine["cpu-fp32.onnx"]
+    assert usual["cpu-int8.onnx"].sha256 != mine["cpu-int8.onnx"].sha256
+
+
+# Each wrong second sample of a calibration file.
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"question": "Who?"},
+        {"question": "", "context": FOX},
+        {"question": "Who?", "context": " "},
+        {"question": "who " * 200, "context": FOX},
+        {"question": "\ud800?", "context": FOX},
+    ],
+    ids=["no context", "empty question", "blank context", "long question", "lone surrogate"],
+)
+@pytest.mark.usefixtures("few_samples")
+def test_names_the_line_of_a_wrong_calibration_file(sample: dict[str, str], distilbert: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"question": QUESTION, "context": FOX}) + "\n" + json.dumps(sample), encoding="utf-8")
+    with pytest.raises(ExportError, match=r"own\.jsonl, line 2: "):
+        export(str(distilbert), tmp_path / "bundle", calibration=own)
+    assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+STEPS = ("load_checkpoint", "trace", "fuse", "calibrate", "quantize", "check_fp32", "agreement", "write_card", "Reader")
+FAILURES: list[tuple[str, BaseException]] = [
+    *((step, RuntimeError("a defect")) for step in STEPS),
+    ("Reader", KeyboardInterrupt()),
+]
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(("step", "error"), FAILURES)
+@pytest.mark.usefixtures("few_samples")
+def test_a_step_that_fails_leaves_nothing(
+    step: str, error: BaseException, distilbert: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"distilqa_export.export.{step}", failing(error))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(type(error)):
+        export(str(distilbert), tmp_path / "out" / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    for name in ("empty", "out"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        export(str(tmp_path / "empty"), tmp_path / "out" / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_refuses_a_target_that_exists(distilbert: Path, tmp_path: Path) -> None:
+    target, steps = tmp_path / "bundle", list[str]()
+    export(str(distilbert), target, variants=["cpu-fp32"])
+    before = (target / MANIFEST).read_bytes()
+    with pytest.raises(BundleError, match=r"bundle exists; pass --overwrite"):
+        export(str(distilbert), target, progress=steps.append)
+    assert steps == [], "it is refused before any work"
+    assert (target / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_refuses_to_overwrite_what_is_no_bundle(distilbert: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(BundleError, match="photos exists and is not a bundle; nothing was written"):
+        export(str(distilbert), tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "cat.jpg").read_bytes() == b"cat"
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_overwrites_when_asked(distilbert: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    export(str(distilbert), target, variants=["cpu-fp32"])
+    export(str(distilbert), target, variants=["cpu-int8"], overwrite=True)
+    assert {path.name for path in target.iterdir()} == {"cpu-int8.onnx", TOKENIZER, SELF_TEST, CARD, MANIFEST}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_failure_leaves_the_old_bundle(distilbert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "bundle"
+    export(str(distilbert), target, variants=["cpu-fp32"])
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    monkeypatch.setattr("distilqa_export.export.Reader", failing(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        export(str(distilbert), target, overwrite=True)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_writes_to_another_file_system_than_that_of_temporary_files(
+    distilbert: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def within_one_file_system(source: str | Path, target: str | Path) -> None:
+        if Path(source).is_relative_to(scratch) != Path(target).is_relative_to(scratch):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", within_one_file_system)
+    export(str(distilbert), tmp_path / "bundle")
+    Reader(tmp_path / "bundle")

@@ -1,0 +1,97 @@
+"""The packaged questions, and the caller's own."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilqa_export.errors import ExportError
+from distilqa_export.samples import AGREEMENT, CALIBRATION, Sample, packaged, read
+
+PACKAGED = (CALIBRATION, AGREEMENT)
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    text = files("distilqa_export").joinpath("data", name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def line(question: object = "Who?", context: object = "Me.") -> str:
+    return json.dumps({"question": question, "context": context})
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_samples_are_well_formed(name: str) -> None:
+    found = records(name)
+    assert len(found) == 200
+    assert len({record["id"] for record in found}) == 200
+    assert len({record["context"] for record in found}) == 200
+    for record in found:
+        assert set(record) == {"id", "question", "context", "answers"}
+        assert record["question"].strip()
+        assert record["answers"]
+        assert all(answer in record["context"] for answer in record["answers"])
+    assert packaged(name) == [Sample(record["question"], record["context"]) for record in found]
+
+
+@pytest.mark.parametrize("field", ["id", "question", "context"])
+def test_what_is_calibrated_on_is_not_judged_on(field: str) -> None:
+    one, other = ({record[field] for record in records(name)} for name in PACKAGED)
+    assert not one & other
+
+
+def test_reads_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{line()}\n\n  \n{{"question": "Où?", "context": "Ici.", "id": 7}}\n', encoding="utf-8")
+    assert read(path) == [Sample("Who?", "Me."), Sample("Où?", "Ici.")]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"], ids=ascii)
+def test_only_a_line_feed_ends_a_line(separator: str, tmp_path: Path) -> None:
+    """Unicode has more line separators; JSON has them as they are inside a string."""
+    path = tmp_path / "mine.jsonl"
+    sample = Sample("Who?", f"Me,{separator}and you.")
+    content = json.dumps({"question": sample.question, "context": sample.context}, ensure_ascii=False)
+    path.write_text(f"{content}\n{line()}\n", encoding="utf-8")
+    assert read(path) == [sample, Sample("Who?", "Me.")]
+
+
+# Each wrong second line, and what is said of it.
+WRONG_LINES = {
+    "not JSON": ("question: Who?", "needs an object with question and context"),
+    "cut off": (line()[:-1], "needs an object with question and context"),
+    "no question": ('{"context": "Me."}', "needs an object with question and context .*'question'"),
+    "no context": ('{"question": "Who?"}', "needs an object with question and context .*'context'"),
+    "a list": ('["Who?", "Me."]', "needs an object with question and context"),
+    "a number": ("7", "needs an object with question and context"),
+    "question a number": (line(question=7), "question and context must be strings"),
+    "context null": (line(context=None), "question and context must be strings"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_LINES.values(), ids=WRONG_LINES)
+def test_names_the_line_that_is_wrong(wrong: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{line()}\n\n{wrong}\n{line()}\n", encoding="utf-8")
+    with pytest.raises(ExportError, match=rf"mine\.jsonl, line 3: {message}"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_refuses_a_file_without_questions(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"mine\.jsonl: has no questions"):
+        read(path)
+
+
+def test_refuses_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"none\.jsonl: .*No such file"):
+        read(tmp_path / "none.jsonl")
+    (tmp_path / "latin.jsonl").write_bytes(line(context="caf").replace("caf", "caf\xe9").encode("latin-1"))
+    with pytest.raises(ExportError, match=r"latin\.jsonl: .*utf-8"):
+        read(tmp_path / "latin.jsonl")

@@ -1,0 +1,347 @@
+"""The bundle's manifest, its digests, and how a bundle comes to be under its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distilqa.bundle import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    VARIANTS,
+    Architecture,
+    Bundle,
+    File,
+    Manifest,
+    Source,
+    Variant,
+    describe,
+    staged,
+)
+from distilqa.errors import BundleError
+
+CONTENT = b"not really a model"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+def manifest_of(variants: tuple[str, ...] = VARIANTS, files: Mapping[str, File] | None = None) -> Manifest:
+    return Manifest(
+        name="small",
+        version="1",
+        created="2026-01-01T00:00:00+00:00",
+        source=Source("small", None, DIGEST),
+        architecture=Architecture("distilbert", 1, 4, 2, 8, 30, 512, 999),
+        window_tokens=384,
+        variants={name: Variant(f"{name}.onnx", "fp32", {"Add": 1}, 0.5, {"questions": 2}) for name in variants},
+        tools={"distilqa": "0"},
+        files={"model.onnx": File(len(CONTENT), DIGEST)} if files is None else files,
+    )
+
+
+def write_bundle(path: Path, manifest: Manifest | None = None) -> Path:
+    path.mkdir(parents=True)
+    (path / MANIFEST).write_text((manifest or manifest_of()).to_json(), encoding="utf-8")
+    (path / "model.onnx").write_bytes(CONTENT)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, with the bytes of the files."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def manifest_json(change: Callable[[dict[str, Any]], Any]) -> str:
+    fields: dict[str, Any] = json.loads(manifest_of().to_json())
+    change(fields)
+    return json.dumps(fields)
+
+
+def test_manifest_survives_json() -> None:
+    assert Manifest.from_json(manifest_of().to_json()) == manifest_of()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "not JSON", "[]", '["schema_version"]', "null", "1", '"schema_version"', "{}", '{"schema_version": 1']
+)
+def test_what_is_no_manifest(text: str) -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: is not a bundle's manifest"):
+        Manifest.from_json(text)
+
+
+@pytest.mark.parametrize("schema_version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, "1", None])
+def test_other_schema(schema_version: object) -> None:
+    """It is refused for its schema, whatever else is new in it."""
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps({"schema_version": schema_version, "novelty": {}}))
+    assert str(caught.value) == (
+        f"manifest.json: has schema {schema_version!r}, this version of distilqa reads {SCHEMA_VERSION}"
+    )
+
+
+FIELDS = [field for field in json.loads(manifest_of().to_json()) if field != "schema_version"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_missing_field(field: str) -> None:
+    with pytest.raises(BundleError, match=rf"^manifest\.json: .*\b{field}\b"):
+        Manifest.from_json(manifest_json(lambda fields: fields.pop(field)))
+
+
+@pytest.mark.parametrize(
+    ("path", "missing"),
+    [
+        (("source",), "weights_sha256"),
+        (("architecture",), "layers"),
+        (("variants", "cpu-int8"), "file"),
+        (("files", "model.onnx"), "sha256"),
+    ],
+)
+def test_missing_and_unknown_inner_fields(path: tuple[str, ...], missing: str) -> None:
+    def inner(fields: dict[str, Any]) -> dict[str, Any]:
+        for name in path:
+            fields = fields[name]
+        return fields
+
+    with pytest.raises(BundleError, match=rf"^manifest\.json: .*\b{missing}\b"):
+        Manifest.from_json(manifest_json(lambda fields: inner(fields).pop(missing)))
+    with pytest.raises(BundleError, match=r"^manifest\.json: .*\bnovelty\b"):
+        Manifest.from_json(manifest_json(lambda fields: inner(fields).update(novelty=1)))
+
+
+def test_unknown_field() -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: .*\bnovelty\b"):
+        Manifest.from_json(manifest_json(lambda fields: fields.update(novelty=1)))
+
+
+@pytest.mark.parametrize("field", ["source", "architecture", "variants", "files"])
+@pytest.mark.parametrize("value", [None, 1, "text", ["list"], {"name": None}, {"name": "text"}])
+def test_field_of_another_type(field: str, value: object) -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: "):
+        Manifest.from_json(manifest_json(lambda fields: fields.update({field: value})))
+
+
+def test_open_reads_the_manifest_only(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "bundle")
+    (path / "model.onnx").unlink()
+    assert Bundle.open(str(path)) == Bundle(path, manifest_of())
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe{}"], ids=["missing", "not UTF-8"])
+def test_open_what_is_no_bundle(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match="is not a bundle") as caught:
+        Bundle.open(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_verified(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "bundle")
+    assert Bundle.open(path).verified("model.onnx") == path / "model.onnx"
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(CONTENT[:-1])
+
+
+def extend(path: Path) -> None:
+    path.write_bytes(CONTENT + b"\0")
+
+
+def flip_a_bit(path: Path) -> None:
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+
+
+def make_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (remove, "No such file"),
+        (truncate, f"has {len(CONTENT) - 1} bytes, the manifest says {len(CONTENT)}"),
+        (extend, f"has {len(CONTENT) + 1} bytes, the manifest says {len(CONTENT)}"),
+        (flip_a_bit, "SHA-256"),
+        (make_a_folder, "Is a directory"),
+    ],
+)
+def test_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:
+    path = write_bundle(tmp_path / "bundle")
+    damage(path / "model.onnx")
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path).verified("model.onnx")
+    assert str(path / "model.onnx") in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_unlisted_file(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "bundle")
+    (path / "other.onnx").write_bytes(CONTENT)
+    with pytest.raises(BundleError, match=r"lists no file 'other\.onnx'"):
+        Bundle.open(path).verified("other.onnx")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.onnx", "inner/model.onnx", "./model.onnx", "{absolute}", "..", ".", "", "inner/../model.onnx"]
+)
+def test_name_that_leaves_the_bundle(tmp_path: Path, name: str) -> None:
+    """Even where the manifest lists it, and the file it leads to has the digest it says."""
+    outside = tmp_path / "outside.onnx"
+    outside.write_bytes(CONTENT)
+    name = name.format(absolute=outside)
+    path = write_bundle(tmp_path / "bundle", manifest_of(files={name: File(len(CONTENT), DIGEST)}))
+    (path / "inner").mkdir()
+    (path / "inner" / "model.onnx").write_bytes(CONTENT)
+    with pytest.raises(BundleError):
+        Bundle.open(path).verified(name)
+
+
+def test_describe(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert describe(tmp_path / "file") == File(len(CONTENT), DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("present", "named", "expected"),
+    [
+        (VARIANTS, None, "cpu-int8"),
+        (tuple(reversed(VARIANTS)), None, "cpu-int8"),
+        (("cpu-fp32",), None, "cpu-fp32"),
+        (VARIANTS, "cpu-fp32", "cpu-fp32"),
+        (("novel", "cpu-fp32"), "novel", "novel"),
+        (("novel", "cpu-fp32"), None, "cpu-fp32"),
+    ],
+)
+def test_variant(tmp_path: Path, present: tuple[str, ...], named: str | None, expected: str) -> None:
+    bundle = Bundle(tmp_path, manifest_of(present))
+    assert bundle.variant(named) == (expected, bundle.manifest.variants[expected])
+
+
+@pytest.mark.parametrize(
+    ("present", "named", "why"),
+    [
+        (VARIANTS, "cpu-fp16", "no variant 'cpu-fp16'; it has cpu-fp32, cpu-int8"),
+        (VARIANTS, "", "no variant ''; it has cpu-fp32, cpu-int8"),
+        (("novel",), None, "no variant that this version of distilqa knows; it has novel"),
+        ((), None, "it has none"),
+    ],
+)
+def test_unknown_variant(tmp_path: Path, present: tuple[str, ...], named: str | None, why: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        Bundle(tmp_path, manifest_of(present)).variant(named)
+    assert str(tmp_path) in str(caught.value)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("there_before", [False, True], ids=["new", "empty directory"])
+def test_staged(tmp_path: Path, there_before: bool) -> None:
+    target = tmp_path / "deep" / "bundle"
+    if there_before:
+        target.mkdir(parents=True)
+    with staged(target) as folder:
+        assert folder.is_dir()
+        assert folder.parent == target.parent
+        assert list(folder.iterdir()) == []
+        (folder / "file").write_bytes(CONTENT)
+        assert not (target / "file").exists()
+    assert contents(tmp_path) == {"deep": None, "deep/bundle": None, "deep/bundle/file": CONTENT}
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_staged_relative_to_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with staged(Path("bundle")) as folder:
+        (folder / "file").write_bytes(CONTENT)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert contents(tmp_path) == {"bundle": None, "bundle/file": CONTENT, "elsewhere": None}
+
+
+def test_staged_overwrites_a_bundle_as_a_whole(tmp_path: Path) -> None:
+    target = write_bundle(tmp_path / "bundle")
+    before = contents(target)
+    with staged(target, overwrite=True) as folder:
+        (folder / "file").write_bytes(CONTENT)
+        assert contents(target) == before
+    assert contents(tmp_path) == {"bundle": None, "bundle/file": CONTENT}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, BundleError])
+@pytest.mark.parametrize("old", [False, True], ids=["new", "over a bundle"])
+def test_staged_vanishes_if_the_block_raises(tmp_path: Path, error: type[BaseException], old: bool) -> None:
+    target = tmp_path / "bundle"
+    if old:
+        write_bundle(target)
+    before = contents(tmp_path)
+    with pytest.raises(error), staged(target, overwrite=True) as folder:  # noqa: PT012
+        (folder / "file").write_bytes(CONTENT)
+        raise error
+    assert contents(tmp_path) == before
+
+
+def test_staged_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full or failing disk shows itself in fsync: then the old bundle stays."""
+    target = write_bundle(tmp_path / "bundle")
+    before = contents(tmp_path)
+    synced: list[str] = []
+
+    def fail_on_the_folder(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append(Path(name).name)
+        if Path(name).is_dir():
+            raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail_on_the_folder)
+    with pytest.raises(OSError, match="disk full"), staged(target, overwrite=True) as folder:  # noqa: PT012
+        (folder / "one").write_bytes(CONTENT)
+        (folder / "two").write_bytes(CONTENT)
+    assert sorted(synced[:2]) == ["one", "two"]
+    assert contents(tmp_path) == before
+
+
+def other_folder(target: Path) -> None:
+    target.mkdir()
+    (target / "precious.txt").write_text("mine")
+
+
+def file(target: Path) -> None:
+    target.write_text("mine")
+
+
+def folder_whose_manifest_is_a_folder(target: Path) -> None:
+    (target / MANIFEST).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("make", [other_folder, file, folder_whose_manifest_is_a_folder])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_staged_refuses_what_is_no_bundle(tmp_path: Path, make: Callable[[Path], None], overwrite: bool) -> None:
+    target = tmp_path / "target"
+    make(target)
+    before = contents(tmp_path)
+    with pytest.raises(BundleError, match="is not a bundle") as caught, staged(target, overwrite=overwrite):
+        pytest.fail("the block must not run")
+    assert str(target) in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_staged_refuses_a_bundle_unless_told(tmp_path: Path) -> None:
+    target = write_bundle(tmp_path / "bundle")
+    before = contents(tmp_path)
+    with pytest.raises(BundleError, match="--overwrite"), staged(target):
+        pytest.fail("the block must not run")
+    assert contents(tmp_path) == before

@@ -1,0 +1,50 @@
+"""The tree of errors is what its docstring draws."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import grpc
+import pytest
+
+import distilqa
+from distilqa import errors
+from distilqa.errors import DistilqaError, InvalidRequest, Overloaded
+
+CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, DistilqaError)]
+DRAWN = dict(re.findall(r"[├└]── (\w+) +([A-Z_]{3,})?", errors.__doc__ or ""))
+
+
+def test_every_error_is_drawn() -> None:
+    assert set(DRAWN) == {error.__name__ for error in CLASSES} - {"DistilqaError"}
+
+
+@pytest.mark.parametrize("error", CLASSES)
+def test_status(error: type[DistilqaError]) -> None:
+    """Those without one in the drawing never come from a request: to a caller they are INTERNAL."""
+    assert error.status == (DRAWN.get(error.__name__) or "INTERNAL")
+    assert error.status in grpc.StatusCode.__members__
+
+
+@pytest.mark.parametrize("error", CLASSES)
+def test_exported(error: type[DistilqaError]) -> None:
+    assert getattr(distilqa, error.__name__) is error
+    assert error.__name__ in distilqa.__all__
+
+
+def test_everything_exported_is_there() -> None:
+    assert [name for name in distilqa.__all__ if not hasattr(distilqa, name)] == []
+    assert not hasattr(distilqa, "novelty")
+
+
+def test_invalid_request() -> None:
+    error = InvalidRequest("passages[3]", "is empty")
+    assert isinstance(error, ValueError)
+    assert (error.field, str(error)) == ("passages[3]", "passages[3]: is empty")
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.5])
+def test_overloaded(retry_after_s: float | None) -> None:
+    error = Overloaded("full", retry_after_s)
+    assert (str(error), error.retry_after_s) == ("full", retry_after_s)
