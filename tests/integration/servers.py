@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ CLI = [sys.executable, "-m", "distilqa.cli"]
 def serving(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a command that serves on a free port; yields its process and address, and kills what is left of it."""
     environment = options.pop("env", dict(os.environ)) | {"DISTILQA_PORT": "0"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    ) as process:
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
         try:
             assert process.stdout is not None
             address = None
@@ -35,7 +35,8 @@ def serving(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess
             assert address, process.communicate()[1]
             yield process, address[1]
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # `make serve` has a server below it
 
 
 class HeldEngine:

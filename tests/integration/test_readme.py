@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import CHECKPOINT, ROOT
-from tests.integration.hub import Hub
+from tests.integration.hub import Repository, serve
 from tests.integration.servers import serving
 
 ADDRESS = "localhost:50051"
@@ -73,9 +73,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
-    files = {path.name: path.read_bytes() for path in CHECKPOINT.iterdir()}
     with ExitStack() as stack:
-        hub = stack.enter_context(Hub({TARGET_ID: files}))
+        hub = stack.enter_context(serve(Repository(TARGET_ID, CHECKPOINT, commit="0" * 40)))
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "hub"),
