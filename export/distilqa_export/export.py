@@ -18,7 +18,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from distilqa.bundle import CARD, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Manifest, Variant, describe, staged
+from distilqa.bundle import (
+    CARD,
+    INT8_PROBE,
+    MANIFEST,
+    SELF_TEST,
+    TOKENIZER,
+    VARIANTS,
+    Manifest,
+    Variant,
+    describe,
+    staged,
+)
 from distilqa.engine import open_session, usable_cores
 from distilqa.reader import Reader
 from distilqa.spans import Logits
@@ -29,7 +40,7 @@ from distilqa_export.check import agreement, check_fp32, largest_difference, log
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
-from distilqa_export.quantize import calibrate, quantize
+from distilqa_export.quantize import calibrate, quantize, saturation_probe
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
@@ -101,6 +112,8 @@ def export(
         (folder / SELF_TEST).write_text(
             _self_test(questions, {name: logits[name] for name in variants}), encoding="utf-8"
         )
+        if _INT8 in variants:
+            ir.save(saturation_probe(), folder / INT8_PROBE)
         manifest = _write_manifest(folder, loaded, described)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test

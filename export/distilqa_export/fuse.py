@@ -27,6 +27,8 @@ from distilqa_export.errors import ExportError
 
 # The first opset with Attention. Nothing that opset 20's trace uses changed its meaning up to it.
 OPSET = 23
+# The file format that came with it.
+IR_VERSION = 11
 
 
 class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
@@ -57,7 +59,7 @@ def fuse(traced: Path, architecture: Architecture) -> ir.Model:
     """
     model = ir.load(traced)
     optimizer.optimize_ir(model)
-    model.opset_imports[""] = OPSET
+    model.opset_imports[""], model.ir_version = OPSET, IR_VERSION
     rewriter.RewritePass([_AttentionRule.rule(architecture.heads)])(model)
     _remove_unused(model)
     _remove_input(model, "attention_mask")

@@ -4,6 +4,7 @@
     <variant>.onnx      one model a variant: cpu-int8.onnx, cpu-fp32.onnx
     tokenizer.json      the checkpoint's tokenizer
     self-test.json      a few inputs, and the logits that each variant gave for them where it was made
+    int8-probe.onnx     with an int8 variant: the largest products there are, and what they must add up to
     README.md           the model card
 
 A file is only ever reached through `Bundle.verified`, which checks its digest, so nothing damaged is loaded.
@@ -28,6 +29,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SELF_TEST = "self-test.json"
+INT8_PROBE = "int8-probe.onnx"
 CARD = "README.md"
 
 # The order in which a variant is chosen when none is named.

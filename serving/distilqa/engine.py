@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distilqa.bundle import SELF_TEST, Bundle, Variant
+from distilqa.bundle import INT8_PROBE, SELF_TEST, Bundle, Variant
 from distilqa.errors import BundleError, MissingDependency
 from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64
@@ -38,6 +38,8 @@ class Engine:
         self.bundle = bundle
         self.variant, description = bundle.variant(variant)
         self.threads = threads or usable_cores()
+        if description.precision == "int8":
+            self._probe_int8()
         self._session = open_session(bundle.verified(description.file), threads=self.threads)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._self_test(description)
@@ -50,6 +52,15 @@ class Engine:
         start, end = run_session(self._session, self._inputs, windows)
         return list(zip(start, end, strict=True))
 
+    def _probe_int8(self) -> None:
+        """Refuse a processor whose 8-bit products saturate (x86 without VNNI): logits would be only a little wrong."""
+        product, expected = open_session(self.bundle.verified(INT8_PROBE), threads=1).run(["product", "expected"], {})
+        if not np.array_equal(product, expected):
+            raise BundleError(
+                f"{self.bundle.path}: {self.variant} cannot be used on this processor: its 8-bit products saturate"
+                f" ({product.flat[0]:g} instead of {expected.flat[0]:g}; x86 without VNNI). Use an fp32 variant"
+            )
+
     def _self_test(self, variant: Variant) -> None:
         test = json.loads(self.bundle.verified(SELF_TEST).read_text(encoding="utf-8"))
         for ids, expected in zip(test["inputs"], test["logits"][self.variant], strict=True):
@@ -58,8 +69,9 @@ class Engine:
             if not difference <= variant.tolerance:
                 raise BundleError(
                     f"{self.bundle.path}: the self-test of {self.variant} failed: logits differ by {difference:.3g}"
-                    f" from those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). Its"
-                    f" arithmetic comes out differently on this processor; export it here, or use another variant"
+                    f" from those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). It is"
+                    f" another model than was checked, or this processor computes it wrongly; export it here, or use"
+                    f" another variant"
                 )
 
 

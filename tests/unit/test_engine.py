@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
-from distilqa.bundle import MANIFEST, SELF_TEST, VARIANTS, Bundle, describe
+from distilqa.bundle import INT8_PROBE, MANIFEST, SELF_TEST, VARIANTS, Bundle, describe
 from distilqa.engine import (
     SHARED_RUN_WINDOWS,
     Engine,
@@ -130,6 +130,28 @@ def test_self_test_refuses_other_weights(
     with pytest.raises(BundleError, match=f"the self-test of {variant} failed") as caught:
         Engine(Bundle.open(copy), variant)
     assert str(copy) in str(caught.value)
+
+
+def saturating(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+    """The product as x86 without VNNI computes it: pairs of products are added in 16 bits."""
+    pairs = a[:, :, None].astype(np.int32) * b[None].astype(np.int32)
+    return np.clip(pairs[:, 0::2] + pairs[:, 1::2], -32768, 32767).sum(axis=1).astype(np.float32)
+
+
+def test_a_processor_whose_products_saturate_is_refused(copy: Path) -> None:
+    """Swap the probe's outcomes: then this processor is the one that is off, by just what saturation does."""
+    probe = onnx.load(copy / INT8_PROBE)
+    tensors = {tensor.name: tensor for tensor in probe.graph.initializer}
+    a, b, expected = (numpy_helper.to_array(tensors[name]) for name in ("a", "b", "expected_product"))
+    assert (a.astype(np.float32) @ b.astype(np.float32) == expected).all()
+    saturated = saturating(a, b)
+    assert (saturated != expected).all()
+    tensors["expected_product"].CopyFrom(numpy_helper.from_array(saturated, "expected_product"))
+    replace_file(copy, INT8_PROBE, probe.SerializeToString(), listed=True)
+    with pytest.raises(BundleError, match="its 8-bit products saturate") as caught:
+        Engine(Bundle.open(copy), "cpu-int8")
+    assert "cpu-int8" in str(caught.value)
+    Engine(Bundle.open(copy), "cpu-fp32")
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["start", "end"])

@@ -174,6 +174,14 @@ def test_word_places_are_those_of_the_tokenizers_words(windower: Windower, token
     assert np.all(np.diff(passage.word_ends) >= 0)
 
 
+def test_special_tokens_written_out_are_text(windower: Windower, tokenizer: Tokenizer) -> None:
+    spelt = "[CLS] a [SEP] b[SEP]c [MASK] [PAD] [UNK]"
+    (window,) = windower.tokenize(spelt, [spelt]).windows
+    special = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]")]
+    found = [(at, special.index(token)) for at, token in enumerate(window.input_ids.tolist()) if token in special]
+    assert found == [(0, 0), (window.passage_at - 1, 1), (window.length - 1, 1)]
+
+
 def test_a_word_that_two_windows_share_is_known_whole(tokenizer: Tokenizer, windowers: dict[int, Windower]) -> None:
     word = "internationalization"
     pieces = len(encode(tokenizer, word).ids)

@@ -80,10 +80,10 @@ def test_refuses_a_decoder(make_tiny: MakeTiny, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fox(checkpoint: Path) -> Tokenized:
-    """A question of one window."""
+def question(checkpoint: Path) -> Tokenized:
+    """A question of one window, on a passage that has a word twice."""
     tokenizer_json = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-    return Windower(tokenizer_json, max_tokens=384).tokenize("Who?", [FOX])
+    return Windower(tokenizer_json, max_tokens=384).tokenize("Who barks?", ["dog after dog"])
 
 
 def pointing_at(question: Tokenized, token: int) -> list[Logits]:
@@ -94,24 +94,25 @@ def pointing_at(question: Tokenized, token: int) -> list[Logits]:
     return [(values, values)]
 
 
-def test_agreement_is_the_share_of_equal_places(fox: Tokenized) -> None:
-    the, quick, last_the = (pointing_at(fox, token) for token in (0, 1, 6))
-    assert agreement([fox] * 4, [the, the, quick, quick], [the, quick, quick, quick]) == 0.75
-    assert agreement([fox], [the], [last_the]) == 0, "the same word elsewhere is another answer"
+def test_agreement_is_the_share_of_equal_places(question: Tokenized) -> None:
+    dog, after, other_dog = (pointing_at(question, token) for token in range(3))
+    assert agreement([question] * 4, [dog, dog, after, after], [dog, after, after, after]) == 0.75
+    assert agreement([question], [dog], [other_dog]) == 0, "the same word elsewhere is another answer"
 
 
-def test_largest_difference_is_of_any_logit(fox: Tokenized) -> None:
-    one = [pointing_at(fox, 0), pointing_at(fox, 1)]
-    other = [[(start.copy(), end.copy()) for start, end in question] for question in one]
+def test_largest_difference_is_of_any_logit(question: Tokenized) -> None:
+    one = [pointing_at(question, 0), pointing_at(question, 1)]
+    other = [[(start.copy(), end.copy()) for start, end in windows] for windows in one]
     assert largest_difference(one, other) == 0
     other[1][0][1][4] -= 2.5
     other[0][0][0][2] += 1.5
     assert largest_difference(one, other) == 2.5
 
 
-def test_largest_difference_hides_no_nan(fox: Tokenized) -> None:
-    one = [pointing_at(fox, 0), pointing_at(fox, 1)]
-    other = [pointing_at(fox, 0), [tuple(values + np.float32(math.nan) for values in one[1][0])]]
+def test_largest_difference_hides_no_nan(question: Tokenized) -> None:
+    one = [pointing_at(question, 0), pointing_at(question, 1)]
+    other = [pointing_at(question, 0), pointing_at(question, 1)]
+    other[1][0][0][4] = math.nan
     assert math.isnan(largest_difference(one, other))
 
 

@@ -47,7 +47,15 @@ def write(name: str, content: bytes) -> Damage:
 
 
 def remove(*names: str) -> Damage:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def damage(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return damage
+
+
+def both(one: Damage, other: Damage) -> Damage:
+    return lambda folder: (one(folder), other(folder))
 
 
 def tensors(change: Callable[[Tensors], object]) -> Damage:
@@ -120,7 +128,7 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
     "other tokenizer": (edit("tokenizer_config.json", tokenizer_class="Nobodys"), "the tokenizer cannot be read"),
     "larger tokenizer": (add_token, "the tokenizer has ids up to 30522, the model's vocabulary has 30522"),
     "larger tokenizer, default vocabulary": (
-        lambda folder: (add_token(folder), config(vocab_size=...)(folder)),
+        both(add_token, config(vocab_size=...)),
         "the tokenizer has ids up to 30522, the model's vocabulary has 30522",
     ),
     "three labels": (three_labels, "num_labels should be 2, but it is 3"),
@@ -280,7 +288,12 @@ def test_never_runs_code_of_a_checkpoint(
     (folder / "code.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
     name_code(folder)
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+
+    def say_yes(prompt: str = "") -> str:
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", say_yes)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     if loads:
         load_checkpoint(str(folder))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from transformers import PreTrainedModel
 
 from distilqa.bundle import Architecture, Bundle
 from distilqa.engine import Engine, open_session
@@ -119,7 +120,7 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return found
 
 
-def logits(model: torch.nn.Module, window: Int64) -> Floats:
+def logits(model: PreTrainedModel, window: Int64) -> Floats:
     """PyTorch's (2, length) logits of a window."""
     inputs = {"input_ids": torch.from_numpy(window[None])}
     if model.config.model_type == "bert":
@@ -215,7 +216,7 @@ def test_refuses_a_matmul_without_a_range(place: int, fused: Path, ranges: Range
         quantize(fused, fewer, tiny.architecture)
 
 
-def quantized_in_pytorch(tiny: Checkpoint, seen: Ranges) -> torch.nn.Module:
+def quantized_in_pytorch(tiny: Checkpoint, seen: Ranges) -> PreTrainedModel:
     """The model with its weights rounded to int8, and each matmul's input to uint8 as it comes."""
     model = copy.deepcopy(tiny.model)
     table = next(module for name, module in model.named_modules() if name.endswith("word_embeddings"))
@@ -223,11 +224,9 @@ def quantized_in_pytorch(tiny: Checkpoint, seen: Ranges) -> torch.nn.Module:
         rows, scale = int8_rows(weight.detach().numpy())
         weight.data = torch.from_numpy(rows.astype(np.float32) * scale[:, None])
     for name, linear in linears(model).items():
-        scale, zero_point = uint8_scale(*seen[name])
+        step, zero = (value.item() for value in uint8_scale(*seen[name]))
         linear.register_forward_pre_hook(
-            lambda _, values, step=float(scale), zero=int(zero_point): torch.fake_quantize_per_tensor_affine(
-                values[0], step, zero, 0, 255
-            )
+            lambda _, values, step=step, zero=zero: torch.fake_quantize_per_tensor_affine(values[0], step, zero, 0, 255)
         )
     return model
 
