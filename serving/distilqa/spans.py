@@ -25,16 +25,16 @@ and it adds the scores of equal texts from different places, which can exceed 1 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from distilqa.answer import Answer
 from distilqa.windows import Passage, Tokenized, Window
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 # One window's (start_logits, end_logits), each (length,).
 Logits = tuple[Float32, Float32]
@@ -77,62 +77,40 @@ def _log_normalizer(tokenized: Tokenized, logits: Sequence[Float32], null: float
 def _best_places(
     tokenized: Tokenized, logits: Sequence[Logits], top_k: int, max_answer_tokens: int, log_normalizer: float
 ) -> list[Answer]:
-    spans = [_spans(window, pair, max_answer_tokens) for window, pair in zip(tokenized.windows, logits, strict=True)]
-    scores = np.concatenate([scores for scores, _, _ in spans])
-    # Several spans can be one place, so more than top_k may be needed: look at the best few, then at more of them.
-    take = top_k
-    while True:
-        take = min(take, len(scores))
-        chosen = np.argpartition(-scores, take - 1)[:take]
-        # All that tie with the last chosen, so that which of them wins does not depend on their order.
-        chosen = np.flatnonzero(scores >= scores[chosen].min())
-        places = _distinct(tokenized, spans, scores, chosen)
-        if len(places) >= top_k or take == len(scores):
-            break
-        take *= 4
-    ranked = sorted(places.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+    best: dict[_Place, float] = {}
+    for window, pair in zip(tokenized.windows, logits, strict=True):
+        for place, score in _places(tokenized.passages[window.passage], window, pair, top_k, max_answer_tokens):
+            best[place] = max(best.get(place, -np.inf), score)
+    ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:top_k]
     return [
-        Answer(
-            tokenized.passages[passage].text[start:end],
-            start,
-            end,
-            min(1.0, float(np.exp(score - log_normalizer))),
-            passage,
-        )
+        Answer(text, start, end, min(1.0, float(np.exp(score - log_normalizer))), passage)
         for (passage, start, end), score in ranked
+        for text in [tokenized.passages[passage].text[start:end]]
     ]
 
 
-_Spans = tuple[Float64, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+# Passage, start, end.
+_Place = tuple[int, int, int]
 
 
-def _spans(window: Window, logits: Logits, max_answer_tokens: int) -> _Spans:
-    """All spans of a window's passage: the sums of their logits, and their first and last token in the passage."""
+def _places(
+    passage: Passage, window: Window, logits: Logits, top_k: int, max_answer_tokens: int
+) -> Iterator[tuple[_Place, float]]:
+    """The best places of one window with the sums of their logits: ``top_k`` different ones or more, or all."""
     start, end = (values[window.passage_at : -1].astype(np.float64) for values in logits)
-    tokens = len(start)
-    width = min(max_answer_tokens, tokens)
-    firsts = np.repeat(np.arange(tokens), width)
-    lasts = firsts + np.tile(np.arange(width), tokens)
-    inside = lasts < tokens
-    firsts, lasts = firsts[inside], lasts[inside]
-    return start[firsts] + end[lasts], firsts + window.first_token, lasts + window.first_token
-
-
-def _distinct(
-    tokenized: Tokenized, spans: list[_Spans], scores: Float64, chosen: npt.NDArray[np.int64]
-) -> dict[tuple[int, int, int], float]:
-    """The best score of each place (passage, start, end) among the chosen spans."""
-    bounds = np.cumsum([0, *(len(part) for part, _, _ in spans)])
-    places: dict[tuple[int, int, int], float] = {}
-    for index in chosen:
-        number = int(np.searchsorted(bounds, index, side="right")) - 1
-        window, (_, firsts, lasts) = tokenized.windows[number], spans[number]
-        passage: Passage = tokenized.passages[window.passage]
-        within = index - bounds[number]
-        place = (
-            window.passage,
-            int(passage.word_starts[firsts[within]]),
-            int(passage.word_ends[lasts[within]]),
-        )
-        places[place] = max(places.get(place, -np.inf), float(scores[index]))
-    return places
+    width = min(max_answer_tokens, len(start))
+    beyond = np.full(width - 1, -np.inf)
+    # Row i, column d: from token i to token i + d.
+    scores = (start[:, None] + sliding_window_view(np.append(end, beyond), width)).ravel()
+    spans = len(scores) - width * (width - 1) // 2
+    # Several spans can be one place, so more than top_k may be needed: look at the best few, then at more of them.
+    take, found = 0, 0
+    while found < top_k and take < spans:
+        take = min(max(top_k, 4 * take), spans)
+        # All that tie with the last of them, so that which one wins does not depend on their order.
+        chosen = np.flatnonzero(scores >= np.partition(scores, -take)[-take])
+        firsts = chosen // width + window.first_token
+        starts, ends = passage.word_starts[firsts], passage.word_ends[firsts + chosen % width]
+        found = len(set(zip(starts.tolist(), ends.tolist(), strict=True)))
+    for first, last, score in zip(starts.tolist(), ends.tolist(), scores[chosen].tolist(), strict=True):
+        yield (window.passage, first, last), score

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from distilqa import spans
-from distilqa.bundle import CARD, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Bundle, Manifest
+from distilqa.bundle import CARD, INT8_PROBE, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Bundle, Manifest
 from distilqa.engine import token_types
 from distilqa.errors import BundleError
 from distilqa.reader import Reader
@@ -73,7 +73,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_writes_what_the_manifest_lists(exported: Exported) -> None:
     bundle = Bundle.open(exported.path)
     assert bundle.manifest == exported.manifest
-    assert set(bundle.manifest.files) == {"cpu-int8.onnx", "cpu-fp32.onnx", TOKENIZER, SELF_TEST, CARD}
+    assert set(bundle.manifest.files) == {"cpu-int8.onnx", "cpu-fp32.onnx", INT8_PROBE, TOKENIZER, SELF_TEST, CARD}
     assert {path.name for path in exported.path.iterdir()} == {*bundle.manifest.files, MANIFEST}
     for name in bundle.manifest.files:
         bundle.verified(name)
@@ -162,6 +162,7 @@ def test_a_single_variant(variant: str, other: str, distilbert: Path, tmp_path: 
     assert set(manifest.variants) == {variant}
     assert {path.name for path in (tmp_path / "bundle").iterdir()} == {*manifest.files, MANIFEST}
     assert f"{other}.onnx" not in manifest.files
+    assert (INT8_PROBE in manifest.files) == (variant == "cpu-int8")
     assert set(json.loads((tmp_path / "bundle" / SELF_TEST).read_text(encoding="utf-8"))["logits"]) == {variant}
     assert Reader(tmp_path / "bundle").engine.variant == variant
 
@@ -278,7 +279,8 @@ def test_overwrites_when_asked(distilbert: Path, tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     export(str(distilbert), target, variants=["cpu-fp32"])
     export(str(distilbert), target, variants=["cpu-int8"], overwrite=True)
-    assert {path.name for path in target.iterdir()} == {"cpu-int8.onnx", TOKENIZER, SELF_TEST, CARD, MANIFEST}
+    int8 = {"cpu-int8.onnx", INT8_PROBE}
+    assert {path.name for path in target.iterdir()} == {*int8, TOKENIZER, SELF_TEST, CARD, MANIFEST}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 

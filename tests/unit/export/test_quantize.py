@@ -29,6 +29,7 @@ from distilqa_export.quantize import (
     int8_rows,
     quantize,
     quantized_operators,
+    saturation_probe,
     uint8_scale,
 )
 
@@ -248,6 +249,17 @@ def test_computes_what_its_scales_say(
     )
     assert 0 < lost < 0.15 * rms(np.concatenate(fp32, axis=1))
     assert unexplained < lost / 4
+
+
+def test_the_probe_has_products_that_need_more_than_16_bits(tmp_path: Path) -> None:
+    ir.save(saturation_probe(), tmp_path / "probe.onnx")
+    session = open_session(tmp_path / "probe.onnx", threads=1)
+    assert session.get_inputs() == []
+    assert [output.name for output in session.get_outputs()] == ["product", "expected"]
+    product, expected = session.run(None, {})
+    assert expected.shape == product.shape
+    assert np.unique(expected).tolist() == [64 * 255 * 127]
+    assert np.unique(product).size == 1, "this processor computes all of it alike, rightly or not"
 
 
 def inputs(windows: int, length: int) -> list[Int64]:
