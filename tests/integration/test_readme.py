@@ -27,8 +27,8 @@ TARGET_ID = "distilbert/distilbert-base-uncased-distilled-squad"
 COVERED_BY_BEING_HERE = {"make test"}
 
 SMALLEST = {
-    "python -m benchmarks.kernels": "--rounds 2 --lengths 8 --no-torch",
-    "python -m benchmarks.overhead": "--rounds 1 --questions 2",
+    ".venv/bin/python -m benchmarks.kernels": "--rounds 2 --lengths 8 --no-torch",
+    ".venv/bin/python -m benchmarks.overhead": "--rounds 1 --questions 2",
 }
 
 
@@ -48,10 +48,11 @@ class Shell:
 
     def run(self, command: str) -> str:
         """Run a command and return what it prints; one that serves stays in the background."""
-        in_checkout = command.startswith(("make ", "python -m ", "python3 -m venv", "venv/"))
+        in_checkout = command.startswith(("make ", ".venv/bin/python ", "python3 -m venv", "venv/"))
         directory = ROOT if in_checkout else self.directory
         for name, options in SMALLEST.items():
-            command = command.replace(name, f"{sys.executable}{name.removeprefix('python')} {options}")
+            command = command.replace(name, f"{name} {options}")
+        command = command.replace(".venv/bin/python", sys.executable)
         command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
         command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
