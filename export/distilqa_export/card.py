@@ -5,6 +5,12 @@ from __future__ import annotations
 from distilqa.bundle import File, Manifest
 from distilqa_export.checkpoint import Checkpoint
 
+_INT8 = """int8: weights with one scale a column, activations with static scales, word embeddings with one scale a row.
+Its agreement above is the share of packaged questions (SQuAD v1.1 development set) whose best answer is the same
+place as fp32's.
+
+"""
+
 
 def write_card(manifest: Manifest, checkpoint: Checkpoint, files: dict[str, File]) -> str:
     """The card as Markdown. What is not known is said to be unknown."""
@@ -35,11 +41,8 @@ Not for decisions about people, nor as a source of facts: an answer is only as r
 |---|---|---|---|
 {rows}
 
-int8: weights with one scale a column, activations with static scales, word embeddings with one scale a row.
-
-## Accuracy
-F1 and exact match of this bundle: not measured. The agreement above is the share of packaged questions (SQuAD v1.1
-development set) whose best answer is the same place as fp32's.
+{_INT8 if any(v.precision == "int8" for v in manifest.variants.values()) else ""}## Accuracy
+F1 and exact match of this bundle: not measured.
 
 ## Limits and biases
 Those of the checkpoint and of what it was trained on. This export adds none that were looked for beyond the above.

@@ -11,9 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import requests
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import constants, model_info, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoTokenizer,
@@ -45,6 +51,9 @@ _FILES = [
 
 # The reference pipeline's window.
 _WINDOW_TOKENS = 384
+
+# Room for the longest question that is taken, and as much of the passage.
+_LEAST_POSITIONS = 200
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,11 @@ def load_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
     weights = _weight_files(folder)
     _check_architecture(config, weights)
     card = folder / "README.md"
+    model = _load_model(folder, MODELS[config["model_type"]])
     return Checkpoint(
         name=Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint.rsplit("/", 1)[-1],
-        model=_load_model(folder, MODELS[config["model_type"]]),
-        tokenizer=_load_tokenizer(folder, config),
+        model=model,
+        tokenizer=_load_tokenizer(folder, model.config.vocab_size),
         source=Source(_origin(checkpoint), commit, _digest(weights)),
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
@@ -126,7 +136,7 @@ def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
             raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
         return Path(checkpoint), None
     try:
-        folder = Path(snapshot_download(checkpoint, revision=revision, allow_patterns=_FILES))
+        folder = Path(_snapshot(checkpoint, revision))
     except HFValidationError as error:
         raise CheckpointError(f"{checkpoint!r} is neither a folder nor a hub id: {error}") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -134,6 +144,17 @@ def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
             f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}"
         ) from error
     return folder, folder.name
+
+
+def _snapshot(checkpoint: str, revision: str | None) -> str:
+    """Fetch a hub's checkpoint, or take it from the cache where the hub is out of reach."""
+    try:
+        # snapshot_download asks this too, but waits for a silent hub for ever.
+        revision = model_info(checkpoint, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+        reached = True
+    except (requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled):
+        reached = False
+    return snapshot_download(checkpoint, revision=revision, allow_patterns=_FILES, local_files_only=not reached)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -159,8 +180,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     """Refuse what is not a BERT-like encoder with a question-answering head, before anything large is loaded."""
-    found = f"{config.get('model_type')!r} ({', '.join(config.get('architectures') or ['no architecture named'])})"
-    if config.get("model_type") not in MODELS:
+    named = config.get("architectures")
+    architectures = ", ".join(map(str, named)) if isinstance(named, list) else "no architecture named"
+    found = f"{config.get('model_type')!r} ({architectures})"
+    if config.get("model_type") not in tuple(MODELS):
         raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(sorted(MODELS))}")
     names: set[str] = set()
     for path in weights:
@@ -177,6 +200,8 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
+    if "quantization_config" in config:
+        raise CheckpointError("found quantised weights (quantization_config); needed are plain ones")
 
 
 def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -188,11 +213,19 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
             local_files_only=True,
             output_loading_info=True,
         )
-    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    except Exception as error:  # whatever a config can make transformers raise
+        raise CheckpointError(f"{folder}: the model cannot be loaded ({error})") from error
     # transformers would initialise these at random and go on.
     if report["missing_keys"]:
         raise CheckpointError(f"{folder}: tensors are missing: {', '.join(sorted(report['missing_keys']))}")
+    unread = [name for name in report["unexpected_keys"] if ".layer." in name]
+    if unread:
+        raise CheckpointError(f"{folder}: the config has no place for tensors: {', '.join(sorted(unread))}")
+    if model.config.max_position_embeddings < _LEAST_POSITIONS:
+        positions = model.config.max_position_embeddings
+        raise CheckpointError(f"the model has {positions} positions; needed are at least {_LEAST_POSITIONS}")
+    if getattr(model.config, "type_vocab_size", 2) < 2:
+        raise CheckpointError("the model has 1 token type; needed are 2, question and passage")
     if model.config.num_labels != 2:
         raise CheckpointError(f"the head has {model.config.num_labels} outputs; needed are 2, start and end")
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -201,19 +234,19 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
     return model.eval()
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any]) -> PreTrainedTokenizerFast:
+def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
         raise CheckpointError(f"{folder}: found a {type(tokenizer).__name__}; needed is BERT's WordPiece tokenizer")
     largest = max(tokenizer.get_vocab().values())
-    if largest >= config.get("vocab_size", 30522):
+    if largest >= vocabulary:
         raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {largest}, the model's vocabulary has {config['vocab_size']}"
+            f"{folder}: the tokenizer has ids up to {largest}, the model's vocabulary has {vocabulary}"
         )
     return tokenizer
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from distilqa.bundle import (
     staged,
 )
 from distilqa.engine import open_session, usable_cores
+from distilqa.errors import InvalidRequest
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
@@ -70,6 +72,7 @@ def export(
     unknown = set(variants) - set(VARIANTS)
     if unknown or not variants:
         raise ExportError(f"unknown variant {', '.join(sorted(unknown)) or '(none)'}; there are {', '.join(VARIANTS)}")
+    variants = tuple(dict.fromkeys(variants))
     calibration_samples = samples.read(calibration) if calibration else samples.packaged(samples.CALIBRATION)
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
@@ -100,7 +103,7 @@ def export(
         progress("write")
         described = {}
         for name in variants:
-            paths[name].rename(folder / f"{name}.onnx")
+            shutil.move(paths[name], folder / f"{name}.onnx")
             described[name] = Variant(
                 file=f"{name}.onnx",
                 precision=name.removeprefix("cpu-"),
@@ -121,7 +124,14 @@ def export(
 
 
 def _tokenize(windower: Windower, chosen: Sequence[samples.Sample]) -> list[Tokenized]:
-    return [windower.tokenize(sample.question, [sample.context]) for sample in chosen]
+    return [_tokenize_one(windower, sample) for sample in chosen]
+
+
+def _tokenize_one(windower: Windower, sample: samples.Sample) -> Tokenized:
+    try:
+        return windower.tokenize(sample.question, [sample.context])
+    except InvalidRequest as error:
+        raise ExportError(f"{sample.place}: {error}") from error
 
 
 def _check(

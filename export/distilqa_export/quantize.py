@@ -79,7 +79,9 @@ def saturation_probe() -> ir.Model:
         "b_scale": np.float32(1),
         "expected_product": np.full((rows, columns), 255 * 127 * inner, np.float32),
     }
-    values = {name: ir.val(name, const_value=ir.tensor(np.asarray(value), name=name)) for name, value in constants.items()}
+    values = {
+        name: ir.val(name, const_value=ir.tensor(np.asarray(value), name=name)) for name, value in constants.items()
+    }
     nodes = [
         ir.node("MatMulIntegerToFloat", [values[name] for name in ("a", "b", "a_scale", "b_scale")], domain=_CONTRIB),
         ir.node("Identity", [values["expected_product"]]),

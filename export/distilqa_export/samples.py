@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ _SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A question and its passage."""
+    """A question and its passage. ``place`` is the file and line it was read from."""
 
     question: str
     context: str
+    place: str = field(default="", compare=False)
 
 
 def packaged(name: str) -> list[Sample]:
@@ -50,7 +51,7 @@ def read(path: Path) -> list[Sample]:
 
 def _parse(text: str, name: str) -> list[Sample]:
     samples = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -62,7 +63,7 @@ def _parse(text: str, name: str) -> list[Sample]:
             ) from error
         if not isinstance(question, str) or not isinstance(context, str):
             raise ExportError(f"{name}, line {number}: question and context must be strings")
-        samples.append(Sample(question, context))
+        samples.append(Sample(question, context, f"{name}, line {number}"))
     if not samples:
         raise ExportError(f"{name}: has no questions")
     return samples

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from transformers import DistilBertForQuestionAnswering
 
-from distilqa_export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from distilqa.errors import DistilqaError
+from distilqa_export.checkpoint import load_checkpoint, save_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -26,8 +27,10 @@ def widen(model: DistilBertForQuestionAnswering, factor: int = 2) -> DistilBertF
     """Return a new fp32 model of ``factor`` times the width that computes the same logits.
 
     ``dim``, ``hidden_dim`` and the width of a head are multiplied by ``factor``; layers, heads and vocabulary stay.
-    Logits agree to rounding (about 1e-5 in fp32). Raises ValueError for a factor below 2.
+    Logits agree to rounding (about 1e-5 in fp32). Raises ValueError for a factor below 2 and for another architecture.
     """
+    if model.config.model_type != "distilbert":
+        raise ValueError(f"found a model of type {model.config.model_type}; needed is distilbert")
     if factor < 2:
         raise ValueError(f"factor must be at least 2, not {factor}")
     config = type(model.config).from_dict(model.config.to_dict())
@@ -87,8 +90,11 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="folder to write")
     parser.add_argument("--factor", type=int, default=2, help="how many times as wide (default 2)")
     arguments = parser.parse_args()
-    checkpoint: Checkpoint = load_checkpoint(arguments.source)
-    save_checkpoint(checkpoint.with_model(widen(checkpoint.model, arguments.factor)), arguments.target)
+    try:
+        checkpoint = load_checkpoint(arguments.source)
+        save_checkpoint(checkpoint.with_model(widen(checkpoint.model, arguments.factor)), arguments.target)
+    except (DistilqaError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

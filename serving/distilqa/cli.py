@@ -28,12 +28,15 @@ _CONTEXT = 60
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 with one line on stderr."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not getattr(arguments, "any_flags", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = arguments.run(arguments)
         return status
     except DistilqaError as error:
-        print(f"distilqa: {error}", file=sys.stderr)
+        print(f"distilqa: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -156,6 +159,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         from distilqa.settings import ENV_PREFIX, ServerSettings
     except ImportError:  # without the server extra there is nothing to set; `serve` itself says what is missing
         parser.add_argument("bundle", nargs="?")
+        parser.set_defaults(any_flags=True)
         return
     for name, field in ServerSettings.model_fields.items():
         default = "" if field.default is None or field.is_required() else f" (default {field.default})"

@@ -250,7 +250,7 @@ def test_unknown_variant(tmp_path: Path, present: tuple[str, ...], named: str | 
 
 @pytest.mark.parametrize("there_before", [False, True], ids=["new", "empty directory"])
 def test_staged(tmp_path: Path, there_before: bool) -> None:
-    target = tmp_path / "deep" / "bundle"
+    target = tmp_path / "very" / "deep" / "bundle"
     if there_before:
         target.mkdir(parents=True)
     with staged(target) as folder:
@@ -259,7 +259,8 @@ def test_staged(tmp_path: Path, there_before: bool) -> None:
         assert list(folder.iterdir()) == []
         (folder / "file").write_bytes(CONTENT)
         assert not (target / "file").exists()
-    assert contents(tmp_path) == {"deep": None, "deep/bundle": None, "deep/bundle/file": CONTENT}
+    assert contents(target.parent) == {"bundle": None, "bundle/file": CONTENT}
+    assert contents(tmp_path).keys() == {"very", "very/deep", "very/deep/bundle", "very/deep/bundle/file"}
     assert target.stat().st_mode & 0o777 == 0o755
 
 
@@ -312,6 +313,20 @@ def test_staged_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: 
         (folder / "two").write_bytes(CONTENT)
     assert sorted(synced[:2]) == ["one", "two"]
     assert contents(tmp_path) == before
+
+
+def test_staged_name_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last thing to reach the disk is the folder that the bundle's name is in."""
+    synced: list[tuple[str, bool]] = []
+
+    def record(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((path, (tmp_path / "bundle").exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with staged(tmp_path / "bundle") as folder:
+        (folder / "file").write_bytes(CONTENT)
+    assert synced == [(str(folder / "file"), False), (str(folder), False), (str(tmp_path), True)]
 
 
 def other_folder(target: Path) -> None:

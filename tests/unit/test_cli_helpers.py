@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,12 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert "DISTILQA_BUNDLE" in out
         for name in set(ServerSettings.model_fields) - {"bundle"}:
             assert f"--{name.replace('_', '-')} VALUE" in out
+        assert "(default 50051)" in out
+        assert "(default None)" not in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{version('distilqa')}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Sequence
@@ -151,7 +152,7 @@ def test_no_answer_only_where_it_is_allowed(reader: Reader) -> None:
         ("passages[1]", [FACT, "\udfff"]),
         ("top_k", 0),
         ("top_k", -1),
-        ("top_k", MAX_TOP_K + 1),
+        ("top_k", 101),
         ("max_answer_tokens", 0),
         ("max_answer_tokens", -15),
         ("doc_stride", -1),
@@ -163,7 +164,17 @@ def test_bad_arguments_are_named(reader: Reader, field: str, bad: Any) -> None:
     assert problem_of(reader, **arguments).field == field
 
 
-@pytest.mark.parametrize(("top_k", "max_answer_tokens"), [(1, 1), (MAX_TOP_K, 15), (1, 10**9)])
+def test_defaults() -> None:
+    parameters = inspect.signature(Reader.answer).parameters.values()
+    assert {p.name: p.default for p in parameters if p.default is not p.empty} == {
+        "top_k": 1,
+        "max_answer_tokens": 15,
+        "doc_stride": None,
+        "allow_no_answer": False,
+    }
+
+
+@pytest.mark.parametrize(("top_k", "max_answer_tokens"), [(1, 1), (100, 15), (1, 10**9)])
 def test_options_at_their_limits(reader: Reader, top_k: int, max_answer_tokens: int) -> None:
     check_options(top_k, max_answer_tokens)
     assert reader.answer(QUESTION, FACT, top_k=top_k, max_answer_tokens=max_answer_tokens)

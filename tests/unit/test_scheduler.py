@@ -106,9 +106,12 @@ async def finished(*tasks: asyncio.Task[Any]) -> list[Any]:
 @pytest.fixture
 async def engine() -> AsyncIterator[FakeEngine]:
     engine = FakeEngine()
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
     yield engine
     for gate in engine.gates.values():
         gate.open()
+    assert problems == [], "an error in a callback of the event loop"
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "variant": ("cpu-fp32", "cpu-fp32"),
     "host": ("::", "::"),
     "port": ("0", 0),
-    "threads": ("3", 3),
+    "threads": ("1", 1),
     "max_requests": ("1", 1),
     "max_bytes": ("1", 1),
     "max_request_bytes": (str(1 << 30), 1 << 30),
@@ -65,6 +65,10 @@ def test_every_setting_is_tried_here() -> None:
 def test_flag(name: str) -> None:
     text, value = GOOD[name]
     assert getattr(load_settings({"bundle": "somewhere", name: text}), name) == value
+
+
+def test_smallest_request() -> None:
+    assert load_settings({"bundle": "somewhere", "max_request_bytes": "1"}).max_request_bytes == 1
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -233,6 +233,18 @@ def test_windows_that_agree_answer_as_one_would(
     )
 
 
+def test_equal_scores_are_ranked_by_place() -> None:
+    """Also where a later window shows a place that starts before those of an earlier one."""
+    tokenized = tokenized_of([passage_of([1, 2, 1, 1, 2, 1]), passage_of([1, 1, 1])], room=4, stride=2)
+    logits = [(logits_of([0.0] * w.passage_tokens, null=0.0),) * 2 for w in tokenized.windows]
+    answers = decode(tokenized, logits, top_k=ALL)
+    places = [(answer.passage, answer.start, answer.end) for answer in answers]
+    assert len({answer.score for answer in answers}) == 1
+    assert places == sorted(places)
+    for top_k in range(1, len(places)):
+        assert decode(tokenized, logits, top_k=top_k) == answers[:top_k]
+
+
 def test_equal_texts_at_different_places_both_stay() -> None:
     text = "yes no yes"
     places = np.array([0, 4, 7]), np.array([3, 6, 10])

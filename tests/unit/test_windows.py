@@ -252,6 +252,7 @@ def test_lone_surrogates_are_refused(windower: Windower, before: str, surrogate:
 
 
 def test_longest_question(windower: Windower) -> None:
+    assert MAX_QUESTION_TOKENS == windower.max_question_tokens == 128
     tokenized = windower.tokenize(words(MAX_QUESTION_TOKENS), ["A fox."])
     assert tokenized.windows[0].passage_at == MAX_QUESTION_TOKENS + 2
 

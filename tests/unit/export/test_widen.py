@@ -77,3 +77,24 @@ def test_command_writes_a_checkpoint(distilbert: Path, tmp_path: Path) -> None:
     assert wide.architecture.hidden == 96
     assert wide.tokenizer_json == narrow.tokenizer_json
     assert_same_logits(narrow.model, wide.model, (1, 20))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{distilbert}", "{target}", "--factor", "1"], "factor must be at least 2, not 1"),
+        (["{bert}", "{target}"], "found a model of type bert; needed is distilbert"),
+        (["./nowhere", "{target}"], "./nowhere"),
+    ],
+)
+def test_command_says_what_is_wrong(
+    distilbert: Path, bert: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    target = tmp_path / "wide"
+    arguments = [option.format(distilbert=distilbert, bert=bert, target=target) for option in options]
+    command = [sys.executable, "-m", "distilqa_export.widen", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not target.exists()
