@@ -88,9 +88,9 @@ def test_command_writes_a_checkpoint(distilbert: Path, tmp_path: Path) -> None:
     ],
 )
 def test_command_says_what_is_wrong(
-    distilbert: Path, bert: Path, tmp_path: Path, options: list[str], message: str
+    distilbert: Path, make_tiny: MakeTiny, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    target = tmp_path / "wide"
+    bert, target = make_tiny(tmp_path / "bert", "bert"), tmp_path / "wide"
     arguments = [option.format(distilbert=distilbert, bert=bert, target=target) for option in options]
     command = [sys.executable, "-m", "distilqa_export.widen", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
