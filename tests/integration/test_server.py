@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,7 +17,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.integration.servers import CLI, held_server, serving
 
 from distilqa import (
-    Answer,
     AsyncClient,
     Client,
     DeadlineExceeded,
@@ -70,7 +70,7 @@ def test_places_are_code_points_and_bytes(target: str) -> None:
 
 def test_all_options_reach_the_model(target: str, bundle: Path) -> None:
     passages = [PASSAGE * 60, "The lazy dog sleeps."]
-    options = {"top_k": 5, "max_answer_tokens": 3, "doc_stride": 7, "allow_no_answer": True}
+    options: dict[str, Any] = {"top_k": 5, "max_answer_tokens": 3, "doc_stride": 7, "allow_no_answer": True}
     with Client(target) as client:
         assert client.answer(QUESTION, passages, **options) == Reader(bundle).answer(QUESTION, passages, **options)
 
@@ -78,7 +78,10 @@ def test_all_options_reach_the_model(target: str, bundle: Path) -> None:
 def test_no_answer(target: str) -> None:
     with Client(target) as client:
         answers = client.answer("Who wrote Hamlet?", "xyzzy", top_k=5, allow_no_answer=True)
-    assert Answer("", 0, 0, pytest.approx(0.0, abs=1.0), None) in answers
+    assert {(answer.passage, answer.start, answer.end, answer.text) for answer in answers} == {
+        (0, 0, 5, "xyzzy"),
+        (None, 0, 0, ""),
+    }
 
 
 def test_timings_and_run_sizes_come_with_the_answer(target: str) -> None:
@@ -103,12 +106,13 @@ async def test_model(target: str) -> None:
 
 def test_health_and_reflection(target: str) -> None:
     with grpc.insecure_channel(target) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", SERVICE):
             reply = health.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        replies = reflection.ServerReflectionInfo(iter([request]))
         names = {service.name for service in next(replies).list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
 
@@ -152,7 +156,8 @@ def test_invalid_requests_name_the_field(
 )
 def test_bytes_that_are_no_request(target: str, raw: bytes, details: str) -> None:
     with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{SERVICE}/Answer")(raw)
+        method: Any = channel.unary_unary(f"/{SERVICE}/Answer")
+        method(raw)
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
@@ -160,7 +165,7 @@ def test_bytes_that_are_no_request(target: str, raw: bytes, details: str) -> Non
 def test_unknown_model(target: str, model: str, version: str) -> None:
     with grpc.insecure_channel(target) as channel:
         stub = QuestionAnsweringStub(channel)
-        named = {"model": model, "version": version}
+        named: dict[str, Any] = {"model": model, "version": version}
         requests = (
             (stub.Answer, pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=PASSAGE)], **named)),
             (stub.GetModel, pb.GetModelRequest(**named)),
@@ -247,7 +252,8 @@ async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(bundle: 
         first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
         await asyncio.to_thread(engine.began.wait)
         stopping = asyncio.create_task(server.stop(60))
-        while server._health._server_status[SERVICE] == health_pb2.HealthCheckResponse.SERVING:
+        health: Any = server._health
+        while health._server_status[SERVICE] == health_pb2.HealthCheckResponse.SERVING:
             await asyncio.sleep(0)
         with pytest.raises(Unavailable):
             await client.answer(QUESTION, PASSAGE, timeout_s=20)
