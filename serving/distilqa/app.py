@@ -28,6 +28,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # What gRPC itself lets in, so that the limit on requests is ours to explain.
 _LARGEST_MESSAGE_FACTOR = 4
 
+# How long the last replies may take to be sent.
+_SEND_S = 1.0
+
 
 class BindError(DistilqaError):
     """The address cannot be bound."""
@@ -54,6 +57,7 @@ class Server:
         """Bind and serve. ``address`` is where. Raises BindError."""
         settings = self._settings
         self._scheduler = Scheduler(self._engine, lanes=self._engine.threads)
+        self._permits = Permits(max_requests=settings.max_requests, max_bytes=settings.max_bytes)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", _LARGEST_MESSAGE_FACTOR * settings.max_request_bytes),
@@ -65,7 +69,7 @@ class Server:
             self._engine.variant,
             self._windower,
             self._scheduler,
-            permits=Permits(max_requests=settings.max_requests, max_bytes=settings.max_bytes),
+            permits=self._permits,
             limits=Limits(settings.max_windows, settings.max_passages, settings.max_request_bytes),
             pool=self._pool,
         )
@@ -82,9 +86,16 @@ class Server:
         await self._set_health(_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close."""
+        """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close.
+
+        The refusing is done here and not left to gRPC, whose server ends calls that arrive as it stops with CANCELLED.
+        """
         await self._set_health(_NOT_SERVING)
-        await self._server.stop(grace_s)
+        try:
+            await asyncio.wait_for(self._permits.drain(), grace_s)
+            await self._server.stop(_SEND_S)
+        except TimeoutError:
+            await self._server.stop(None)
         await asyncio.to_thread(self._scheduler.close)
         self._pool.shutdown()
         logger.info("stopped; runs by their number of windows: %s", dict(sorted(self._scheduler.run_sizes.items())))

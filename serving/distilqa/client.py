@@ -231,6 +231,7 @@ def _error(error: grpc.RpcError) -> DistilqaError:
         grpc.StatusCode.NOT_FOUND: ModelNotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
+        grpc.StatusCode.CANCELLED: Unavailable,  # what gRPC's server ends calls with that arrive as it closes
         grpc.StatusCode.INTERNAL: InferenceFailed,
     }
     return simple[code](details) if code in simple else DistilqaError(f"{code.name}: {details}")

@@ -39,10 +39,17 @@ class Permits:
         self._max_requests, self._max_bytes = max_requests, max_bytes
         self.requests = 0
         self.bytes = 0
+        self._draining = False
+        self._idle = asyncio.Event()
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold a permit for a request of ``size`` bytes. Raises Overloaded at once if there is none."""
+        """Hold a permit for a request of ``size`` bytes.
+
+        Raises at once: Overloaded if there is none, Unavailable once draining.
+        """
+        if self._draining:
+            raise Unavailable("the server is stopping")
         if self.requests >= self._max_requests or self.bytes + size > self._max_bytes:
             raise Overloaded(f"{self.requests} requests with {self.bytes} bytes are in flight", retry_after_s=1.0)
         self.requests += 1
@@ -52,6 +59,14 @@ class Permits:
         finally:
             self.requests -= 1
             self.bytes -= size
+            if self._draining and not self.requests:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Give out no more permits, and wait until those held are back."""
+        self._draining = True
+        if self.requests:
+            await self._idle.wait()
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,9 +155,10 @@ def test_invalid_requests_name_the_field(
     ],
 )
 def test_bytes_that_are_no_request(target: str, raw: bytes, details: str) -> None:
-    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
+    with grpc.insecure_channel(target) as channel:
         method: Any = channel.unary_unary(f"/{SERVICE}/Answer")
-        method(raw)
+        with pytest.raises(grpc.RpcError) as caught:
+            method(raw)
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
@@ -252,11 +253,15 @@ async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(bundle: 
         first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
         await asyncio.to_thread(engine.began.wait)
         stopping = asyncio.create_task(server.stop(60))
-        health: Any = server._health
-        while health._server_status[SERVICE] == health_pb2.HealthCheckResponse.SERVING:
+        while not server._permits._draining:
             await asyncio.sleep(0)
-        with pytest.raises(Unavailable):
-            await client.answer(QUESTION, PASSAGE, timeout_s=20)
+        with pytest.raises(Unavailable, match="the server is stopping"):
+            await client.answer(QUESTION, PASSAGE)
+        with grpc.insecure_channel(server.address) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service=SERVICE)
+            reply = await asyncio.to_thread(health.Check, request)
+        assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
         engine.release.set()
         assert (await first)[0].text == "the lazy dog"
         await stopping

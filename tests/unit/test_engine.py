@@ -136,7 +136,7 @@ def saturating(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDArray
     """The product as x86 without VNNI computes it: pairs of products are added in 16 bits."""
     pairs = a[:, :, None].astype(np.int32) * b[None].astype(np.int32)
     sums: npt.NDArray[np.int32] = np.clip(pairs[:, 0::2] + pairs[:, 1::2], -32768, 32767)
-    return sums.sum(axis=1).astype(np.float32)
+    return np.array(sums.sum(axis=1), dtype=np.float32)
 
 
 def test_a_processor_whose_products_saturate_is_refused(copy: Path) -> None:
