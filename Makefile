@@ -12,10 +12,11 @@ READY := .venv/.ready
 setup: $(READY)
 
 $(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	@echo 'Setting up .venv; PyTorch is a large download, so the first time takes minutes.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
+	@touch $@
 
 bundle: $(BUNDLE)/manifest.json
 
