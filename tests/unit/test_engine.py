@@ -342,6 +342,7 @@ V1 = "5:cpu,cpuacct:/pod/box\n4:memory:/pod/box\n1:name=systemd:/pod/box\n"
             2.0,
             id="v1 and v2",
         ),
+        pytest.param(V1, {"pod/box/cpu.max": "50000 100000"}, None, id="v1, not in v2's tree"),
         pytest.param(None, {"cpu.max": "50000 100000"}, None, id="no control groups"),
     ],
 )

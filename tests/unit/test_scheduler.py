@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS
-from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Overloaded
+from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Overloaded, Unavailable
 from distilqa.scheduler import Permits, Ran, Scheduler
 from distilqa.spans import Logits
 from distilqa.windows import Int64, Window
@@ -182,6 +182,27 @@ class TestPermits:
                 raise error("broken")
         assert (permits.requests, permits.bytes) == (0, 0)
 
+    async def test_drain_waits_for_those_held(self) -> None:
+        permits = Permits(max_requests=3, max_bytes=30)
+        with permits.hold(1):
+            with permits.hold(1):
+                draining = asyncio.create_task(permits.drain())
+                await asyncio.create_task(nothing())
+                with pytest.raises(Unavailable), permits.hold(1):
+                    pytest.fail("the block must not run")
+            await asyncio.create_task(nothing())
+            assert not draining.done()
+        assert await finished(draining) == [None]
+
+    async def test_drain_when_idle(self) -> None:
+        permits = Permits(max_requests=1, max_bytes=30)
+        with permits.hold(1):
+            pass
+        for _ in range(2):
+            await asyncio.wait_for(permits.drain(), GUARD_S)
+        with pytest.raises(Unavailable), permits.hold(1):
+            pytest.fail("the block must not run")
+
 
 class TestSharedRuns:
     @pytest.mark.parametrize("length", [1, SHARED_RUN_TOKENS])
@@ -189,7 +210,7 @@ class TestSharedRuns:
     async def test_short_windows_of_one_length_share(
         self, scheduler: Scheduler, engine: FakeEngine, length: int, count: int, sizes: list[int]
     ) -> None:
-        assert max(sizes) <= SHARED_RUN_WINDOWS == 8
+        assert (SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS) == (64, 8)
         async with busy(scheduler, engine):
             tasks = await queued(*(scheduler.run([window(n, length)]) for n in range(count)))
         results = await finished(*tasks)
@@ -461,5 +482,5 @@ class TestClose:
         late.cancel()
         (result,) = await finished(late)
         assert not hangs
-        assert isinstance(result, DistilqaError | asyncio.CancelledError)
+        assert isinstance(result, Unavailable)
         assert engine.runs == []
