@@ -160,7 +160,7 @@ def _snapshot(checkpoint: str, revision: str | None) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: no readable config.json ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder}: config.json is not an object")

@@ -57,7 +57,7 @@ def _parse(text: str, name: str) -> list[Sample]:
         try:
             fields = json.loads(line)
             question, context = fields["question"], fields["context"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ExportError(
                 f"{name}, line {number}: needs an object with question and context ({error!r})"
             ) from error

@@ -106,7 +106,7 @@ class Manifest:
         try:
             fields = json.loads(text)
             schema_version = fields["schema_version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{MANIFEST}: is not a bundle's manifest ({error!r})") from error
         if schema_version != SCHEMA_VERSION:
             raise BundleError(
