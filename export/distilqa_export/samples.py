@@ -43,7 +43,7 @@ def packaged(name: str) -> list[Sample]:
 def read(path: Path) -> list[Sample]:
     """The samples of a JSON lines file. Raises ExportError if it has none, or a line has no question and context."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{path}: {error}") from error
     return _parse(text, str(path))

@@ -60,7 +60,10 @@ class Server:
         self._permits = Permits(max_requests=settings.max_requests, max_bytes=settings.max_bytes)
         self._server = grpc.aio.server(
             options=(
-                ("grpc.max_receive_message_length", _LARGEST_MESSAGE_FACTOR * settings.max_request_bytes),
+                (
+                    "grpc.max_receive_message_length",
+                    min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
+                ),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its calls
             )
         )
@@ -76,11 +79,14 @@ class Server:
         self._server.add_generic_rpc_handlers((service.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        host = settings.host.strip("[]")
+        host = f"[{host}]" if ":" in host else host
         try:
             port = self._server.add_insecure_port(f"{host}:{settings.port}")
         except RuntimeError as error:
-            raise BindError(f"cannot bind {host}:{settings.port}; is another server there?") from error
+            raise BindError(
+                f"cannot bind {host}:{settings.port}; is another server there, or the host not this machine's?"
+            ) from error
         await self._server.start()
         self.address = f"{host}:{port}"
         await self._set_health(_SERVING)

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from distilqa.errors import BundleError
 
@@ -31,6 +32,9 @@ TOKENIZER = "tokenizer.json"
 SELF_TEST = "self-test.json"
 INT8_PROBE = "int8-probe.onnx"
 CARD = "README.md"
+
+# The shortest input there is: [CLS], a token, [SEP], a token, [SEP].
+_LEAST_WINDOW = 5
 
 # The order in which a variant is chosen when none is named.
 VARIANTS = ("cpu-int8", "cpu-fp32")
@@ -71,7 +75,7 @@ class Variant:
     precision: str
     operators: Mapping[str, int]
     tolerance: float
-    measured: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +116,32 @@ class Manifest:
             raise BundleError(
                 f"{MANIFEST}: has schema {schema_version!r}, this version of distilqa reads {SCHEMA_VERSION}"
             )
-        try:
-            fields["source"] = Source(**fields["source"])
-            fields["architecture"] = Architecture(**fields["architecture"])
-            fields["variants"] = {name: Variant(**variant) for name, variant in fields["variants"].items()}
-            fields["files"] = {name: File(**file) for name, file in fields["files"].items()}
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST}: {error}") from error
+        manifest = _read(cls, fields, "")
+        if not _LEAST_WINDOW <= manifest.window_tokens <= manifest.architecture.positions:
+            raise BundleError(f"{MANIFEST}: window_tokens is {manifest.window_tokens}, which the model cannot have")
+        return manifest
+
+
+_Read = TypeVar("_Read")
+
+
+def _read(kind: type[_Read], value: Any, name: str) -> _Read:
+    """A dataclass, a mapping or a plain value as JSON gives it, checked against its annotation. Raises BundleError."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            found = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else value
+            raise BundleError(f"{MANIFEST}: {name or 'it'} has missing or unknown fields: {found!r:.200}")
+        return kind(**{key: _read(hint, value[key], f"{name}.{key}".lstrip(".")) for key, hint in hints.items()})
+    if get_origin(kind) is Mapping:
+        item = get_args(kind)[1]
+        if not isinstance(value, dict):
+            raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be an object")
+        return {key: _read(item, one, f"{name}.{key}") for key, one in value.items()}  # type: ignore[return-value]
+    sound = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    if not sound or (isinstance(value, float) and not math.isfinite(value)):
+        raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")
+    return value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +156,7 @@ class Bundle:
         """Read the manifest of the bundle at ``path``. Raises BundleError if there is none or it cannot be read."""
         path = Path(path)
         try:
+            _require_regular(path / MANIFEST)
             text = (path / MANIFEST).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{path} is not a bundle: {error}") from error
@@ -167,8 +190,15 @@ class Bundle:
 
 def describe(path: Path) -> File:
     """Size and SHA-256 of a file. Raises OSError."""
+    _require_regular(path)
     with path.open("rb") as file:
         return File(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _require_regular(path: Path) -> None:
+    """Reading a pipe or a device may never end. Raises OSError."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file")
 
 
 @contextmanager
@@ -179,7 +209,7 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final name. Raises BundleError if ``target`` exists and ``overwrite`` is not set, or is something other than a
     bundle or an empty directory.
     """
-    target = target.absolute()
+    target = Path(os.path.abspath(target))  # not resolved: a link stays a link
     _refuse_unless_replaceable(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -188,6 +218,7 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         staging.chmod(0o755)
         for path in (*staging.iterdir(), staging):
             _sync(path)
+        _refuse_unless_replaceable(target, overwrite)  # another export may have been there meanwhile
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
             target.rename(old / target.name)
@@ -202,6 +233,8 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
     if not target.exists():
+        if target.is_symlink():
+            raise BundleError(f"{target} is a link that leads nowhere")
         return
     if target.is_dir() and not any(target.iterdir()):
         return

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # the reader of our output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"distilqa: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -108,6 +112,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise MissingDependency(
             f"the exporter is not installed: pip install 'distilqa[export,cpu]' ({error})"
         ) from error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     began = time.monotonic()
     manifest = export(
         arguments.checkpoint,

@@ -19,6 +19,7 @@ from distilqa.errors import (
     Overloaded,
     Unavailable,
 )
+from distilqa.request import check_options, check_text
 
 try:
     import grpc
@@ -31,6 +32,7 @@ except ImportError as error:
     ) from error
 
 DEFAULT_TIMEOUT_S = 30.0
+_LONGEST_TIMEOUT_S = 86400.0
 
 # UNAVAILABLE alone is tried again: the server did no work for it. Being refused under load is an answer.
 _RETRIES = {
@@ -68,7 +70,19 @@ class Model:
     max_request_bytes: int
 
 
-class Client:
+class _Deadlines:
+    """What both clients know of a call before it is made: its deadline, and that the client is open."""
+
+    _timeout_s: float
+    _closed: bool
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        if self._closed:
+            raise Unavailable("the client is closed")
+        return self._timeout_s if timeout_s is None else _timeout(timeout_s)
+
+
+class Client(_Deadlines):
     """A connection to a server, for threads. Use it as a context manager, or `close` it.
 
     ``target`` is "host:port". Every call has a deadline of ``timeout_s`` seconds, retries included. Calls that the
@@ -76,7 +90,8 @@ class Client:
     """
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s = _timeout(timeout_s)
+        self._closed = False
         self._channel = grpc.insecure_channel(target, options=_options())
         self._stub = QuestionAnsweringStub(self._channel)
 
@@ -97,18 +112,19 @@ class Client:
         """
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(self._stub.Answer(request, timeout=timeout_s or self._timeout_s))
+            return _answers(self._stub.Answer(request, timeout=self._deadline(timeout_s)))
         except grpc.RpcError as error:
             raise _error(error) from error
 
     def model(self, *, timeout_s: float | None = None) -> Model:
         """What is served. Raises as `answer` does."""
         try:
-            return _model(self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s or self._timeout_s))
+            return _model(self._stub.GetModel(pb.GetModelRequest(), timeout=self._deadline(timeout_s)))
         except grpc.RpcError as error:
             raise _error(error) from error
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -120,11 +136,12 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Deadlines):
     """`Client` for asyncio: the same methods, awaited."""
 
     def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+        self._timeout_s = _timeout(timeout_s)
+        self._closed = False
         self._channel = grpc.aio.insecure_channel(target, options=_options())
         self._stub = QuestionAnsweringStub(self._channel)
 
@@ -142,18 +159,19 @@ class AsyncClient:
         """As `Client.answer`."""
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(await self._stub.Answer(request, timeout=timeout_s or self._timeout_s))
+            return _answers(await self._stub.Answer(request, timeout=self._deadline(timeout_s)))
         except grpc.RpcError as error:
             raise _error(error) from error
 
     async def model(self, *, timeout_s: float | None = None) -> Model:
         """As `Client.model`."""
         try:
-            return _model(await self._stub.GetModel(pb.GetModelRequest(), timeout=timeout_s or self._timeout_s))
+            return _model(await self._stub.GetModel(pb.GetModelRequest(), timeout=self._deadline(timeout_s)))
         except grpc.RpcError as error:
             raise _error(error) from error
 
     async def close(self) -> None:
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -177,18 +195,26 @@ def _request(
     doc_stride: int | None,
     allow_no_answer: bool,
 ) -> pb.AnswerRequest:
-    texts = [passages] if isinstance(passages, str) else passages
-    try:
-        return pb.AnswerRequest(
-            question=question,
-            passages=[pb.Passage(text=text) for text in texts],
-            top_k=top_k,
-            max_answer_tokens=max_answer_tokens,
-            doc_stride=doc_stride,
-            allow_no_answer=allow_no_answer,
-        )
-    except ValueError as error:  # lone surrogates, numbers that are negative or too large
-        raise InvalidRequest("request", str(error)) from error
+    texts = [passages] if isinstance(passages, str) else list(passages)
+    check_text("question", question)
+    for number, text in enumerate(texts):
+        check_text(f"passages[{number}]", text)
+    check_options(top_k, max_answer_tokens, doc_stride)
+    return pb.AnswerRequest(
+        question=question,
+        passages=[pb.Passage(text=text) for text in texts],
+        top_k=top_k,
+        max_answer_tokens=max_answer_tokens,
+        doc_stride=doc_stride,
+        allow_no_answer=allow_no_answer,
+    )
+
+
+def _timeout(timeout_s: float) -> float:
+    """Raise InvalidRequest for a time that is no deadline: not positive, or longer than a day."""
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise InvalidRequest("timeout_s", f"is {timeout_s}, must be more than 0 and at most {_LONGEST_TIMEOUT_S:g}")
+    return timeout_s
 
 
 def _answers(response: pb.AnswerResponse) -> list[Answer]:
@@ -226,7 +252,9 @@ def _error(error: grpc.RpcError) -> DistilqaError:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         metadata: Any = error.trailing_metadata() or ()
         pushback = [value for key, value in metadata if key == "grpc-retry-pushback-ms"]
-        return Overloaded(details, int(pushback[0]) / 1000 if pushback else None)
+        if not pushback:  # gRPC's own refusal, of a message over its limit: trying again would not help
+            return InvalidRequest("request", details)
+        return Overloaded(details, int(pushback[0]) / 1000)
     simple: dict[grpc.StatusCode, type[DistilqaError]] = {
         grpc.StatusCode.NOT_FOUND: ModelNotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SHARED_RUN_TOKENS = 64
 SHARED_RUN_WINDOWS = 8
 
+# More than any processor has cores; a session with far more threads would not come up.
+MAX_THREADS = 512
+
 _INSTALL = "pip install 'distilqa[cpu]'"
 
 
@@ -76,7 +79,10 @@ class Engine:
 
 
 def open_session(model: Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """Open a model that was fused offline, exactly as it is: ONNX Runtime's own fusions would slow it down."""
+    """Open a model that was fused offline, exactly as it is: ONNX Runtime's own fusions would slow it down.
+
+    Raises BundleError if it is no model that this ONNX Runtime can open, MissingDependency.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -87,7 +93,10 @@ def open_session(model: Path, *, threads: int) -> onnxruntime.InferenceSession:
     # Lengths change with every run: planned memory patterns and an arena would only grow.
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own kinds share no base
+        raise BundleError(f"{model}: ONNX Runtime cannot open it ({error})") from error
 
 
 def run_session(

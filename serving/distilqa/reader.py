@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from distilqa import spans
 from distilqa.answer import Answer
 from distilqa.bundle import TOKENIZER, Bundle
-from distilqa.engine import Engine
-from distilqa.errors import InvalidRequest
+from distilqa.engine import MAX_THREADS, Engine
+from distilqa.request import check_integer, check_options
 from distilqa.windows import Windower
-
-MAX_TOP_K = 100
 
 
 class Reader:
@@ -20,7 +18,7 @@ class Reader:
 
     ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest. ``threads`` is how
     many cores a question uses, by default all that this process may use. One Reader can be used from several threads.
-    Raises BundleError and MissingDependency as `distilqa.engine.Engine` does.
+    Raises BundleError and MissingDependency as `distilqa.engine.Engine` does, InvalidRequest for impossible threads.
 
     >>> reader = Reader("bundle")
     >>> reader.answer("What does the fox jump over?", "The quick brown fox jumps over the lazy dog.")
@@ -30,6 +28,8 @@ class Reader:
     def __init__(
         self, bundle: str | os.PathLike[str], variant: str | None = None, *, threads: int | None = None
     ) -> None:
+        if threads is not None:
+            check_integer("threads", threads, 1, MAX_THREADS)
         self.bundle = Bundle.open(bundle)
         self.engine = Engine(self.bundle, variant, threads=threads)
         self.windower = open_windower(self.bundle)
@@ -52,8 +52,8 @@ class Reader:
         places. ``allow_no_answer`` lets "no answer" compete. The score is explained in `distilqa.spans`.
         Raises InvalidRequest, which names the argument, for what cannot be answered.
         """
-        check_options(top_k, max_answer_tokens)
-        passages = [passages] if isinstance(passages, str) else passages
+        check_options(top_k, max_answer_tokens, doc_stride)
+        passages = [passages] if isinstance(passages, str) else list(passages)
         tokenized = self.windower.tokenize(question, passages, doc_stride=doc_stride)
         logits = [self.engine.run([window.input_ids])[0] for window in tokenized.windows]
         return spans.decode(
@@ -65,11 +65,3 @@ def open_windower(bundle: Bundle) -> Windower:
     """The windower of a bundle's tokenizer and window length. Raises BundleError."""
     tokenizer_json = bundle.verified(TOKENIZER).read_text(encoding="utf-8")
     return Windower(tokenizer_json, max_tokens=bundle.manifest.window_tokens)
-
-
-def check_options(top_k: int, max_answer_tokens: int) -> None:
-    """Raise InvalidRequest for a number of answers below 1 or above 100, or an answer length below 1."""
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise InvalidRequest("top_k", f"is {top_k}, must be 1 to {MAX_TOP_K}")
-    if max_answer_tokens < 1:
-        raise InvalidRequest("max_answer_tokens", f"is {max_answer_tokens}, must be at least 1")

@@ -25,9 +25,9 @@ from distilqa import spans
 from distilqa.answer import Answer
 from distilqa.bundle import Manifest
 from distilqa.errors import DistilqaError, InvalidRequest, ModelNotFound, Overloaded
-from distilqa.reader import MAX_TOP_K, check_options
+from distilqa.request import MAX_TOP_K, check_options
 from distilqa.scheduler import Permits, Ran, Scheduler
-from distilqa.windows import Tokenized, Windower
+from distilqa.windows import MAX_QUESTION_CHARACTERS, Tokenized, Windower
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,11 @@ SERVICE = "distilqa.v1.QuestionAnswering"
 
 _DEFAULT_TOP_K = 1
 _DEFAULT_MAX_ANSWER_TOKENS = 15
+
+_MAX_ID_CHARACTERS = 256
+
+# Of an error, which may quote the caller; more would not fit the trailers.
+_MAX_MESSAGE_CHARACTERS = 1000
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Method = Callable[[bytes, Context], Awaitable[bytes]]
@@ -90,6 +95,7 @@ class QuestionAnswering:
 
     async def get_model(self, raw: bytes, context: Context) -> bytes:
         """``GetModel``."""
+        self._check_size(raw)
         request = _parse(pb.GetModelRequest, raw)
         self._check_model(request.model, request.version)
         manifest, source = self._manifest, self._manifest.source
@@ -103,6 +109,8 @@ class QuestionAnswering:
             parameters=manifest.architecture.parameters,
             limits=pb.Limits(
                 question_tokens=self._windower.max_question_tokens,
+                question_characters=MAX_QUESTION_CHARACTERS,
+                passage_id_characters=_MAX_ID_CHARACTERS,
                 window_tokens=manifest.window_tokens,
                 windows=self._limits.windows,
                 passages=self._limits.passages,
@@ -113,12 +121,15 @@ class QuestionAnswering:
 
     def _prepare(self, raw: bytes) -> tuple[pb.AnswerRequest, Tokenized, float]:
         began = time.monotonic()
-        if len(raw) > self._limits.request_bytes:
-            raise InvalidRequest("request", f"has {len(raw)} bytes, the limit is {self._limits.request_bytes}")
+        self._check_size(raw)
         request = _parse(pb.AnswerRequest, raw)
         self._check_model(request.model, request.version)
         if len(request.passages) > self._limits.passages:
             raise InvalidRequest("passages", f"are {len(request.passages)}, the limit is {self._limits.passages}")
+        for number, passage in enumerate(request.passages):
+            if len(passage.id) > _MAX_ID_CHARACTERS:  # it comes back with each answer
+                problem = f"has {len(passage.id)} characters, the limit is {_MAX_ID_CHARACTERS}"
+                raise InvalidRequest(f"passages[{number}].id", problem)
         check_options(_top_k(request), _max_answer_tokens(request))
         tokenized = self._windower.tokenize(
             request.question,
@@ -137,6 +148,10 @@ class QuestionAnswering:
             max_answer_tokens=_max_answer_tokens(request),
             allow_no_answer=request.allow_no_answer,
         )
+        size = sum(len(answer.text.encode()) for answer in answers)
+        if size > self._limits.request_bytes:
+            problem = f"the answers have {size} bytes together, the limit is {self._limits.request_bytes}"
+            raise InvalidRequest("top_k", problem)
         response = pb.AnswerResponse(
             answers=[_message(answer, request) for answer in answers],
             model=self._manifest.name,
@@ -150,6 +165,10 @@ class QuestionAnswering:
         response.timings.run_windows = max(window.run_windows for window in ran)
         response.timings.decode_seconds = time.monotonic() - began
         return response.SerializeToString()
+
+    def _check_size(self, raw: bytes) -> None:
+        if len(raw) > self._limits.request_bytes:
+            raise InvalidRequest("request", f"has {len(raw)} bytes, the limit is {self._limits.request_bytes}")
 
     def _check_model(self, model: str, version: str) -> None:
         served = self._manifest
@@ -228,7 +247,8 @@ def _with_statuses(method: Method) -> Method:
         try:
             return await method(raw, context)
         except DistilqaError as error:
-            await context.abort(grpc.StatusCode[error.status], str(error), trailing_metadata(error))
+            message = str(error)[:_MAX_MESSAGE_CHARACTERS]
+            await context.abort(grpc.StatusCode[error.status], message, trailing_metadata(error))
         except Exception:
             logger.exception("unexpected error in %s", method.__name__)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")

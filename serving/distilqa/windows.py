@@ -19,11 +19,13 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from distilqa.errors import BundleError, InvalidRequest
+from distilqa.request import check_text
 
 Int64 = npt.NDArray[np.int64]
 
 DEFAULT_DOC_STRIDE = 128
 MAX_QUESTION_TOKENS = 128
+MAX_QUESTION_CHARACTERS = 4096
 
 _SPECIAL_TOKENS = 3
 
@@ -103,18 +105,21 @@ class Windower:
         ``doc_stride`` is the overlap of consecutive windows of a passage, in tokens; by default 128, or half of
         what a window can hold of the passage where that is less, which is also the most it can be.
         Raises InvalidRequest for an empty question, passage or list of passages, a question of more than
-        ``max_question_tokens`` (128, or what leaves room for the passage), text that is not valid Unicode (lone
-        surrogates), a stride out of range, and more than ``max_windows`` windows.
+        ``max_question_tokens`` (128, or what leaves room for the passage) or 4,096 characters, text that is not valid
+        Unicode (lone surrogates), a stride out of range, and more than ``max_windows`` windows.
         """
         question_ids = self._question_ids(question)
         if not passages:
             raise InvalidRequest("passages", "at least one is needed")
         room = self.max_tokens - _SPECIAL_TOKENS - len(question_ids)
         stride = self._stride(doc_stride, room)
-        tokenized = tuple(self._passage(text, f"passages[{number}]") for number, text in enumerate(passages))
-        total = sum(count_windows(len(passage.ids), room, stride) for passage in tokenized)
-        if max_windows is not None and total > max_windows:
-            raise InvalidRequest("passages", f"they make {total} windows of the model, the limit is {max_windows}")
+        tokenized, total = [], 0
+        for number, text in enumerate(passages):
+            encoding = self._encode(text, f"passages[{number}]")
+            total += count_windows(len(encoding), room, stride)
+            if max_windows is not None and total > max_windows:  # before more is made of them
+                raise InvalidRequest("passages", f"they make {total} windows or more, the limit is {max_windows}")
+            tokenized.append(self._passage(text, encoding, f"passages[{number}]"))
         head = np.array([self._cls, *question_ids, self._sep], dtype=np.int64)
         tail = np.array([self._sep], dtype=np.int64)
         windows = tuple(
@@ -122,9 +127,12 @@ class Windower:
             for number, passage in enumerate(tokenized)
             for start, end in cut(len(passage.ids), room, stride)
         )
-        return Tokenized(tokenized, windows)
+        return Tokenized(tuple(tokenized), windows)
 
     def _question_ids(self, question: str) -> list[int]:
+        check_text("question", question)
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise InvalidRequest("question", f"has {len(question)} characters, the limit is {MAX_QUESTION_CHARACTERS}")
         ids: list[int] = self._encode(question, "question").ids
         if not ids:
             raise InvalidRequest("question", "is empty")
@@ -139,8 +147,7 @@ class Windower:
             raise InvalidRequest("doc_stride", f"is {doc_stride}, must be 0 to {room // 2} for this question")
         return doc_stride
 
-    def _passage(self, text: str, field: str) -> Passage:
-        encoding = self._encode(text, field)
+    def _passage(self, text: str, encoding: Encoding, field: str) -> Passage:
         if not encoding.ids:
             raise InvalidRequest(field, "has no words")
         places = np.array(encoding.offsets, dtype=np.int64)
@@ -153,10 +160,7 @@ class Windower:
         return Passage(text, ids, places[firsts, 0][run], places[lasts, 1][run])
 
     def _encode(self, text: str, field: str) -> Encoding:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(field, f"is not valid Unicode at character {error.start}") from error
+        check_text(field, text)
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 

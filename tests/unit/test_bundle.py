@@ -177,7 +177,7 @@ def make_a_folder(path: Path) -> None:
         (truncate, f"has {len(CONTENT) - 1} bytes, the manifest says {len(CONTENT)}"),
         (extend, f"has {len(CONTENT) + 1} bytes, the manifest says {len(CONTENT)}"),
         (flip_a_bit, "SHA-256"),
-        (make_a_folder, "Is a directory"),
+        (make_a_folder, "is not a regular file"),
     ],
 )
 def test_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], None], why: str) -> None:

@@ -15,7 +15,8 @@ import pytest
 from distilqa.answer import Answer
 from distilqa.bundle import TOKENIZER, VARIANTS
 from distilqa.errors import BundleError, InvalidRequest
-from distilqa.reader import MAX_TOP_K, Reader, check_options
+from distilqa.reader import Reader
+from distilqa.request import MAX_TOP_K, check_options
 from distilqa.spans import decode
 from distilqa.windows import MAX_QUESTION_TOKENS
 

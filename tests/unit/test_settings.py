@@ -34,7 +34,7 @@ def test_defaults() -> None:
         "threads": None,
         "max_requests": 512,
         "max_bytes": 64 << 20,
-        "max_request_bytes": 1 << 20,
+        "max_request_bytes": 256 << 10,
         "max_passages": 256,
         "max_windows": 256,
         "drain_s": 30.0,
@@ -49,8 +49,8 @@ GOOD: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "threads": ("1", 1),
     "max_requests": ("1", 1),
-    "max_bytes": ("1", 1),
-    "max_request_bytes": (str(1 << 30), 1 << 30),
+    "max_bytes": (str(256 << 10), 256 << 10),
+    "max_request_bytes": (str(64 << 20), 64 << 20),
     "max_passages": ("1", 1),
     "max_windows": ("1", 1),
     "drain_s": ("0", 0.0),
@@ -65,6 +65,10 @@ def test_every_setting_is_tried_here() -> None:
 def test_flag(name: str) -> None:
     text, value = GOOD[name]
     assert getattr(load_settings({"bundle": "somewhere", name: text}), name) == value
+
+
+def test_requests_that_would_never_get_in() -> None:
+    assert "max_bytes" in problem_of({"bundle": "somewhere", "max_bytes": "999", "max_request_bytes": "1000"})
 
 
 def test_smallest_request() -> None:

@@ -257,7 +257,13 @@ def test_longest_question(windower: Windower) -> None:
     assert tokenized.windows[0].passage_at == MAX_QUESTION_TOKENS + 2
 
 
-@pytest.mark.parametrize("tokens", [MAX_QUESTION_TOKENS + 1, 200, 381, 382, 5000])
+def test_question_of_too_many_characters(windower: Windower) -> None:
+    for question in (words(5000), "x" * 4097):
+        assert "4096" in str(problem_of(windower, question, ["A fox."]))
+    assert windower.tokenize("x" * 4096, ["A fox."]).windows
+
+
+@pytest.mark.parametrize("tokens", [MAX_QUESTION_TOKENS + 1, 200, 381, 382])
 def test_over_long_question(windower: Windower, tokens: int) -> None:
     problem = problem_of(windower, words(tokens), ["A fox."])
     assert problem.field == "question"

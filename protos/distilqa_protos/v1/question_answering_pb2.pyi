@@ -115,17 +115,21 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., variant: _Optional[str] = ..., checkpoint: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("question_tokens", "window_tokens", "windows", "passages", "top_k", "request_bytes")
+    __slots__ = ("question_tokens", "window_tokens", "windows", "passages", "top_k", "request_bytes", "question_characters", "passage_id_characters")
     QUESTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
     PASSAGES_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    PASSAGE_ID_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     question_tokens: int
     window_tokens: int
     windows: int
     passages: int
     top_k: int
     request_bytes: int
-    def __init__(self, question_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., windows: _Optional[int] = ..., passages: _Optional[int] = ..., top_k: _Optional[int] = ..., request_bytes: _Optional[int] = ...) -> None: ...
+    question_characters: int
+    passage_id_characters: int
+    def __init__(self, question_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., windows: _Optional[int] = ..., passages: _Optional[int] = ..., top_k: _Optional[int] = ..., request_bytes: _Optional[int] = ..., question_characters: _Optional[int] = ..., passage_id_characters: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,33 @@
+"""What a caller may ask: checks that the reader, the server and the clients share."""
+
+from __future__ import annotations
+
+from distilqa.errors import InvalidRequest
+
+MAX_TOP_K = 100
+
+
+def check_text(field: str, text: object) -> None:
+    """Raise InvalidRequest for what is not a string, or not valid Unicode (lone surrogates)."""
+    if not isinstance(text, str):
+        raise InvalidRequest(field, f"is a {type(text).__name__}, must be a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(field, f"is not valid Unicode at character {error.start}") from error
+
+
+def check_options(top_k: int, max_answer_tokens: int, doc_stride: int | None = None) -> None:
+    """Raise InvalidRequest for what is not an integer, and for numbers that no passage makes possible."""
+    check_integer("top_k", top_k, 1, MAX_TOP_K)
+    check_integer("max_answer_tokens", max_answer_tokens, 1)
+    if doc_stride is not None:
+        check_integer("doc_stride", doc_stride, 0)
+
+
+def check_integer(field: str, value: object, least: int, most: int = 2**32 - 1) -> None:
+    """Raise InvalidRequest for what is not an integer from ``least`` to ``most``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequest(field, f"is a {type(value).__name__}, must be an integer")
+    if not least <= value <= most:
+        raise InvalidRequest(field, f"is {value}, must be {least} to {most}")
