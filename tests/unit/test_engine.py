@@ -306,6 +306,7 @@ V1 = "5:cpu,cpuacct:/pod/box\n4:memory:/pod/box\n1:name=systemd:/pod/box\n"
             "0::/pod/box\n", {"pod/box/cpu.max": "max 100000", "cpu.max": "50000 100000"}, 0.5, id="v2, only the root's"
         ),
         pytest.param("0::/pod/box\n", {"other/cpu.max": "50000 100000"}, None, id="v2, another group's"),
+        pytest.param("0::/pod:box:1\n", {"pod:box:1/cpu.max": "150000 100000"}, 1.5, id="v2 with colons"),
         pytest.param("0::/\n", {"cpu.max": "200000 50000"}, 4.0, id="v2 in a namespace"),
         pytest.param("0::/../../pod\n", {"cpu.max": "200000 100000"}, 2.0, id="v2 outside of its namespace"),
         pytest.param(
