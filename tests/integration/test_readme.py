@@ -52,7 +52,7 @@ class Shell:
         directory = ROOT if in_checkout else self.directory
         for name, options in SMALLEST.items():
             command = command.replace(name, f"{name} {options}")
-        command = command.replace(".venv/bin/python", sys.executable)
+        command = re.sub(r"^\.venv/bin/python ", f"{sys.executable} ", command)
         command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
         command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
