@@ -139,7 +139,11 @@ def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
         folder = Path(_snapshot(checkpoint, revision))
     except HFValidationError as error:
         raise CheckpointError(f"{checkpoint!r} is neither a folder nor a hub id: {error}") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{checkpoint} is not a folder, and could not be fetched from the hub, which is out of reach"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}"
         ) from error

@@ -250,7 +250,7 @@ def _read_passage(name: str) -> str:
 def _show(answer: Answer, passages: list[str], out: TextIO) -> None:
     """An answer with its score, and highlighted where it stands in its passage."""
     if answer.passage is None:
-        print(f"(no answer) ({answer.score:.2f})", file=out)
+        print(f"(no answer) ({_score(answer)})", file=out)
         return
     on, off = ("\x1b[1;32m", "\x1b[0m") if out.isatty() and "NO_COLOR" not in os.environ else ("[", "]")
     passage = passages[answer.passage]
@@ -258,7 +258,12 @@ def _show(answer: Answer, passages: list[str], out: TextIO) -> None:
     left = before if len(before) <= _CONTEXT else "…" + before[-_CONTEXT:]
     right = after if len(after) <= _CONTEXT else after[:_CONTEXT] + "…"
     line = " ".join(f"{left}{on}{answer.text}{off}{right}".split())
-    print(f"{answer.text} ({answer.score:.2f})\n    {line}", file=out)
+    print(f"{answer.text} ({_score(answer)})\n    {line}", file=out)
+
+
+def _score(answer: Answer) -> str:
+    """Two decimals, or one digit where those would say nothing: over much text scores are small."""
+    return f"{answer.score:.2f}" if answer.score >= 0.01 else f"{answer.score:.1g}"
 
 
 if __name__ == "__main__":

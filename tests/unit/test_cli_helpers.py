@@ -51,7 +51,9 @@ def test_answer_in_its_passage(passage: str, start: int, end: int, expected: str
     assert shown(passage, start, end) == expected
 
 
-@pytest.mark.parametrize(("score", "text"), [(0.0, "0.00"), (0.994, "0.99"), (0.999, "1.00"), (1.0, "1.00")])
+@pytest.mark.parametrize(
+    ("score", "text"), [(0.0, "0"), (0.00097, "0.001"), (0.01, "0.01"), (0.994, "0.99"), (0.999, "1.00"), (1.0, "1.00")]
+)
 def test_score_has_two_digits(score: float, text: str) -> None:
     assert f"fox ({text})\n" in shown("fox", 0, 3, score=score)
 
