@@ -111,9 +111,9 @@ def _places(
         chosen = np.flatnonzero(scores >= np.partition(scores, -take)[-take])
         firsts = chosen // width + window.first_token
         starts, ends = passage.word_starts[firsts], passage.word_ends[firsts + chosen % width]
-        found = len(set(zip(starts.tolist(), ends.tolist(), strict=True)))
-    places, which = np.unique(np.stack((starts, ends)), axis=1, return_inverse=True)
-    best = np.full(places.shape[1], -np.inf)
+        places, which = np.unique(np.stack((starts, ends)), axis=1, return_inverse=True)
+        found = places.shape[1]
+    best = np.full(found, -np.inf)
     np.maximum.at(best, which, scores[chosen])
     for first, last, score in zip(*places.tolist(), best.tolist(), strict=True):
         yield (window.passage, first, last), score
