@@ -5,7 +5,8 @@ from __future__ import annotations
 from distilqa.bundle import File, Manifest
 from distilqa_export.checkpoint import Checkpoint
 
-_INT8 = """int8: weights with one scale a column, activations with static scales, word embeddings with one scale a row.
+_INT8 = """int8: weights with one scale a column, activations with static scales, word embeddings and attention's
+weights with one scale a row. The rest is fp32.
 Its agreement above is the share of packaged questions (SQuAD v1.1 development set) whose best answer is the same
 place as fp32's.
 

@@ -42,7 +42,8 @@ from distilqa_export.check import agreement, check_fp32, largest_difference, log
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
-from distilqa_export.quantize import calibrate, quantize, saturation_probe
+from distilqa_export.probe import saturation_probe
+from distilqa_export.quantize import quantize
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
@@ -90,10 +91,8 @@ def export(
 
         if _INT8 in variants:
             progress(f"quantise: calibrate on {len(calibration_samples)} passages")
-            ranges = calibrate(
-                paths[_FP32], (w.input_ids for q in _tokenize(windower, calibration_samples) for w in q.windows)
-            )
-            models[_INT8] = quantize(paths[_FP32], ranges, loaded.architecture)
+            windows = [w.input_ids for q in _tokenize(windower, calibration_samples) for w in q.windows]
+            models[_INT8] = quantize(paths[_FP32], windows, loaded.architecture)
             paths[_INT8] = Path(scratch) / "cpu-int8.onnx"
             ir.save(models[_INT8], paths[_INT8])
 

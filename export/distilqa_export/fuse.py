@@ -29,6 +29,8 @@ from distilqa_export.errors import ExportError
 OPSET = 23
 # The file format that came with it.
 IR_VERSION = 11
+# ONNX Runtime's own operators.
+CONTRIB = "com.microsoft"
 
 
 class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]

@@ -1,18 +1,27 @@
 """Quantise a fused model to int8, with activation scales calibrated on real text.
 
-Every matmul but the answer head's becomes QuantizeLinear and MatMulIntegerToFloat: unsigned 8-bit activations with one
-static scale and zero point a tensor (the least and greatest value seen on the calibration text), signed 8-bit weights
-with one scale a column. Signed, because the processors' fast int8 kernel multiplies unsigned by signed. The word
-embedding table is stored as int8 with one scale a row. Everything else stays fp32.
+Every matmul but the answer head's multiplies unsigned 8-bit activations by signed 8-bit numbers, because the
+processors' fast int8 kernel does that:
 
-Static scales make the result of a window independent of what else is in the run: dynamic ones are taken over the whole
-tensor, so that a neighbour or padding moves them. The nodes are written out, rather than as QuantizeLinear and
-DequantizeLinear pairs, because ONNX Runtime does not fuse those with a bias.
+- A matmul by weights becomes QuantizeLinear and MatMulIntegerToFloat: one static scale and zero point a tensor (after
+  Gelu, a block of channels), weights with one scale a column. The weights are rounded with feedback, and the bias takes
+  what their rounding changes on average.
+- The two products of Attention are written out. Queries, keys and values have one static scale each. Softmax's output
+  has one scale a row, its greatest weight: a row that looks at many tokens has none above a few hundredths, and one
+  scale for all rows would round it to nothing.
+
+The word embedding table is stored as int8 with one scale a row. Everything else stays fp32.
+
+No scale is taken over more than a row of the window itself, which makes its result independent of what else is in the
+run: dynamic scales over the whole tensor move with every neighbour and with padding. The nodes are written out, rather
+than as QuantizeLinear and DequantizeLinear pairs, because ONNX Runtime does not fuse those with a bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,128 +33,183 @@ from onnxscript import rewriter
 from onnxscript.rewriter import pattern
 
 from distilqa.bundle import Architecture
-from distilqa.engine import open_session, run_session, usable_cores
 from distilqa.windows import Int64
-from distilqa_export.fuse import IR_VERSION, OPSET, expect_operators, fused_operators
+from distilqa_export.calibrate import Float64, Observed, observe
+from distilqa_export.equalize import block_channels, equalize, values
+from distilqa_export.fuse import CONTRIB, expect_operators, fused_operators
+from distilqa_export.layers import constant
+from distilqa_export.rounding import Rounder, equalizing_factors, int8_rows, uint8_scale
 
-# ONNX Runtime's own operators.
-_CONTRIB = "com.microsoft"
 
-Ranges = dict[str, tuple[float, float]]
+def quantize(fused: Path, windows: Sequence[Int64], architecture: Architecture) -> ir.Model:
+    """Return the int8 model of a saved fused model, calibrated on the windows, each (length,) int64.
 
-
-def calibrate(fused: Path, windows: Iterable[Int64]) -> Ranges:
-    """Return the least and greatest value of each matmul's input over the windows, by the value's name.
-
-    ``fused`` is the saved fp32 model; each window is (length,) int64.
+    Raises ExportError if any matmul escaped.
     """
-    model = ir.load(fused)
-    observed = {str(x.name): x for x, _ in _linears(model)}
-    model.graph.outputs.extend(observed.values())
-    instrumented = fused.with_name("calibrate.onnx")
-    ir.save(model, instrumented)
-    session = open_session(instrumented, threads=usable_cores())
-    inputs = [node.name for node in session.get_inputs()]
-    ranges: Ranges = {}
-    for window in windows:
-        values = run_session(session, inputs, [window], outputs=list(observed))
-        for name, value in zip(observed, values, strict=True):
-            least, greatest = ranges.get(name, (0.0, 0.0))  # 0 must be exact: padding and ReLU-like zeros stay zeros
-            ranges[name] = min(least, float(value.min())), max(greatest, float(value.max()))
-    return ranges
-
-
-def quantize(fused: Path, ranges: Ranges, architecture: Architecture) -> ir.Model:
-    """Return the int8 model of a saved fused model. Raises ExportError if any matmul escaped."""
-    model = ir.load(fused)
-    rules = pattern.RewriteRuleSet([_LinearRule.rule(ranges), _EmbeddingRule.rule()], commute=True)
-    model.opset_imports[_CONTRIB] = 1
-    rewriter.RewritePass(rules)(model)
+    equalized = fused.with_name("equalized.onnx")
+    observed = observe(fused, values(ir.load(fused)), windows, covariances=False)
+    ir.save(equalize(fused, observed), equalized)
+    model = ir.load(equalized)
+    observed = observe(equalized, values(model), windows)
+    model.opset_imports[CONTRIB] = 1
+    rules = [_LinearRule.rule(model, observed), _AttentionRule.rule(architecture, observed), _EmbeddingRule.rule()]
+    rewriter.RewritePass(pattern.RewriteRuleSet(rules, commute=True))(model)
     passes.RemoveUnusedNodesPass()(model)
     expect_operators(model, quantized_operators(architecture))
     return model
-
-
-def saturation_probe() -> ir.Model:
-    """A model without inputs whose outputs ``product`` and ``expected`` are equal where int8 products are exact.
-
-    The x86 kernels for processors without VNNI add two products in 16 bits, and 255 * 127 twice exceeds those.
-    """
-    rows, inner, columns = 8, 64, 64
-    constants = {
-        "a": np.full((rows, inner), 255, np.uint8),
-        "b": np.full((inner, columns), 127, np.int8),
-        "a_scale": np.float32(1),
-        "b_scale": np.float32(1),
-        "expected_product": np.full((rows, columns), 255 * 127 * inner, np.float32),
-    }
-    values = {
-        name: ir.val(name, const_value=ir.tensor(np.asarray(value), name=name)) for name, value in constants.items()
-    }
-    nodes = [
-        ir.node("MatMulIntegerToFloat", [values[name] for name in ("a", "b", "a_scale", "b_scale")], domain=_CONTRIB),
-        ir.node("Identity", [values["expected_product"]]),
-    ]
-    outputs = [node.outputs[0] for node in nodes]
-    for output, name in zip(outputs, ("product", "expected"), strict=True):
-        output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
-        output.shape = ir.Shape((rows, columns))
-    opsets = {"": OPSET, _CONTRIB: 1}
-    initializers = list(values.values())
-    graph = ir.Graph([], outputs, nodes=nodes, initializers=initializers, opset_imports=opsets, name="saturation_probe")
-    return ir.Model(graph, ir_version=IR_VERSION)
 
 
 def quantized_operators(architecture: Architecture) -> dict[str, int]:
     """How many of each operator that does work the int8 model has."""
     layers = architecture.layers
     return fused_operators(architecture) | {
+        "Attention": 0,
         "MatMul": 1,
-        "MatMulIntegerToFloat": 6 * layers,
-        # The query, key and value projections share theirs.
-        "QuantizeLinear": 4 * layers,
+        "MatMulIntegerToFloat": (6 + 2) * layers,
+        # The inputs of the matmuls, of which three share theirs; queries, keys, values and attention's weights.
+        "QuantizeLinear": (4 + 4) * layers,
+        "Softmax": layers,
+        "Transpose": 4 * layers,
     }
 
 
-def _linears(model: ir.Model) -> list[tuple[ir.Value, ir.Value]]:
-    """Input and weight of the matmuls by a constant, in order, without the last, which is the answer head."""
-    pairs = (node.inputs[:2] for node in model.graph if node.op_type == "MatMul")
-    return [(x, weight) for x, weight in pairs if x and weight and weight.const_value is not None][:-1]
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A matmul's input in 8 bits. ``factors`` (channels,) is what its values were multiplied by on the way."""
+
+    quantized: ir.Value
+    scale: ir.Value
+    zero_point: ir.Value
+    factors: Float64
+    mean: Float64
+    round_weight: Rounder
 
 
 class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
-    """x W + b in 8 bits. Applies where x was calibrated."""
+    """x W + b in 8 bits. Applies where x was observed."""
 
-    def __init__(self, ranges: Ranges) -> None:
+    def __init__(self, model: ir.Model, observed: Mapping[str, Observed]) -> None:
         super().__init__("Linear")
-        self._ranges = ranges
-        self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._ids = model.graph.inputs[0]
+        self._observed = observed
+        self._inputs: dict[str, _Input] = {}
+        self._block_shape: ir.Value | None = None
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         return op.Add(op.MatMul(x, weight), bias)
 
     def check(self, context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> bool:
-        return x.name in self._ranges and weight.const_value is not None and bias.const_value is not None
+        return x.name in self._observed and weight.const_value is not None and bias.const_value is not None
 
     def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Any:
+        numbers = constant(weight)
         name = str(x.name)
-        if name not in self._quantized:
-            scale, zero_point = uint8_scale(*self._ranges[name])
-            scale_value = op.initializer(ir.tensor(scale), name=f"{name}_scale")
-            zero_value = op.initializer(ir.tensor(zero_point), name=f"{name}_zero_point")
-            self._quantized[name] = op.QuantizeLinear(x, scale_value, zero_value), scale_value, zero_value
-        quantized, scale_value, zero_value = self._quantized[name]
-        weight8, weight_scale = int8_rows(_constant(weight).T)
+        if name not in self._inputs:
+            self._inputs[name] = self._quantize(op, x, numbers)
+        into = self._inputs[name]
+        widened = numbers / into.factors[:, None]
+        rounded, scale = into.round_weight(widened)
+        corrected = constant(bias) + into.mean @ (widened - rounded * scale)
         return op.MatMulIntegerToFloat(
-            quantized,
-            op.initializer(ir.tensor(np.ascontiguousarray(weight8.T)), name=f"{weight.name}_int8"),
-            scale_value,
-            op.initializer(ir.tensor(weight_scale), name=f"{weight.name}_scale"),
-            zero_value,
+            into.quantized,
+            _initializer(op, rounded, f"{weight.name}_int8"),
+            into.scale,
+            _initializer(op, scale.astype(np.float32), f"{weight.name}_scale"),
+            into.zero_point,
             None,
-            bias,
-            _domain=_CONTRIB,
+            _initializer(op, corrected.astype(np.float32), f"{weight.name}_bias"),
+            _domain=CONTRIB,
         )
+
+    def _quantize(self, op: Any, x: ir.Value, weight: Float64) -> _Input:
+        seen = self._observed[str(x.name)]
+        size, blocks = self._block_factors(x, seen, weight)
+        factors = np.repeat(blocks, size)[: len(seen.mean)]
+        scale, zero_point = uint8_scale(
+            min(0.0, float((seen.least * factors).min())), max(0.0, float((seen.greatest * factors).max()))
+        )
+        name = str(x.name)
+        scale_value = _initializer(op, scale, f"{name}_scale")
+        zero_value = _initializer(op, zero_point, f"{name}_zero_point")
+        if len(blocks) == 1:
+            quantized = op.QuantizeLinear(x, scale_value, zero_value)
+        else:
+            # One scale a token and block: the same for every token, but the operator wants them all.
+            if self._block_shape is None:
+                count = _initializer(op, np.array([len(blocks)]), "blocks")
+                self._block_shape = op.Concat(op.Shape(self._ids), count, axis=0)
+            shape = self._block_shape
+            quantized = op.QuantizeLinear(
+                x,
+                op.Expand(_initializer(op, (scale / blocks).astype(np.float32), f"{name}_block_scales"), shape),
+                op.Expand(zero_value, shape),
+                axis=2,
+                block_size=size,
+            )
+        covariance = seen.covariance * np.outer(factors, factors)
+        return _Input(quantized, scale_value, zero_value, factors, seen.mean * factors, Rounder(covariance))
+
+    def _block_factors(self, x: ir.Value, seen: Observed, weight: Float64) -> tuple[int, Float64]:
+        """The size of a block of channels, and what each is multiplied by before it is rounded; one but after Gelu."""
+        channels = len(seen.mean)
+        producer = x.producer()
+        if producer is None or producer.op_type != "Gelu":
+            return channels, np.ones(1)
+        size = block_channels(channels)
+        reach = np.maximum.reduceat(np.maximum(seen.greatest, -seen.least), range(0, channels, size))
+        factors = equalizing_factors(np.repeat(reach, size)[:channels], seen.variance, [weight])
+        return size, factors[::size]
+
+
+class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+    """Attention with both products in 8 bits."""
+
+    def __init__(self, architecture: Architecture, observed: Mapping[str, Observed]) -> None:
+        super().__init__("Attention")
+        self._shape = architecture
+        self._observed = observed
+
+    def pattern(self, op: Any, query: Any, key: Any, value: Any) -> Any:
+        return op.Attention(query, key, value)
+
+    def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value) -> Any:
+        queries, query_scale, query_zero = self._heads(op, query, [0, 2, 1, 3], signed=False)
+        keys, key_scale, key_zero = self._heads(op, key, [0, 2, 3, 1], signed=True)
+        contents, value_scale, value_zero = self._heads(op, value, [0, 2, 1, 3], signed=True)
+        name = str(query.name)
+        width = self._shape.hidden // self._shape.heads
+        divided = _initializer(op, np.float32(query_scale / math.sqrt(width)), f"{name}_score_scale")
+        scale = _initializer(op, np.float32(key_scale), f"{key.name}_scale")
+        scores = op.MatMulIntegerToFloat(queries, keys, divided, scale, query_zero, key_zero, _domain=CONTRIB)
+        weights = op.Softmax(scores, axis=-1)
+        # A block as long as the longest window is a row.
+        greatest = op.ReduceMax(weights, _initializer(op, np.array([-1]), "row"), keepdims=1)
+        row_scale = op.Mul(greatest, _initializer(op, np.full((1, 1, 1, 1), 1 / 255, np.float32), "step"))
+        rows = op.QuantizeLinear(weights, row_scale, axis=3, block_size=self._shape.positions)
+        mixed = op.MatMulIntegerToFloat(
+            rows,
+            contents,
+            _initializer(op, np.float32(1), "one"),
+            _initializer(op, np.float32(value_scale), f"{value.name}_scale"),
+            None,
+            value_zero,
+            _domain=CONTRIB,
+        )
+        together = op.Transpose(op.Mul(mixed, row_scale), perm=[0, 2, 1, 3])
+        return op.Reshape(together, _initializer(op, np.array([0, 0, self._shape.hidden]), "together"))
+
+    def _heads(self, op: Any, value: ir.Value, order: list[int], *, signed: bool) -> tuple[ir.Value, float, ir.Value]:
+        """The (batch, length, hidden) value in 8 bits with its heads apart, its scale, and its zero point."""
+        seen = self._observed[str(value.name)]
+        scale = max(float(np.maximum(seen.greatest, -seen.least).max()) / 127, 1e-9)
+        zero = np.int8(0) if signed else np.uint8(128)
+        zero_point = _initializer(op, zero, f"{value.name}_zero_point")
+        quantized = op.QuantizeLinear(
+            value, _initializer(op, np.float32(scale), f"{value.name}_quantize_scale"), zero_point
+        )
+        heads = self._shape.heads
+        apart = _initializer(op, np.array([0, 0, heads, self._shape.hidden // heads]), "apart")
+        return op.Transpose(op.Reshape(quantized, apart), perm=order), scale, zero_point
 
 
 class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
@@ -158,28 +222,18 @@ class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         # One column of fp32 is the rule's own row scale, already looked up.
         if table.const_value is None or ids.name != "input_ids":
             return False
-        values = _constant(table)
-        return values.dtype == np.float32 and values.shape[1] > 1
+        numbers = table.const_value.numpy()
+        return numbers.dtype == np.float32 and numbers.shape[1] > 1
 
     def rewrite(self, op: Any, table: ir.Value, ids: ir.Value) -> Any:
-        rows, scale = int8_rows(_constant(table))
-        row = op.Gather(op.initializer(ir.tensor(rows), name=f"{table.name}_int8"), ids)
-        row_scale = op.Gather(op.initializer(ir.tensor(scale[:, None]), name=f"{table.name}_scale"), ids)
+        rows, scale = int8_rows(constant(table))
+        row = op.Gather(_initializer(op, rows, f"{table.name}_int8"), ids)
+        scales = scale[:, None].astype(np.float32)
+        row_scale = op.Gather(_initializer(op, scales, f"{table.name}_scale"), ids)
         return op.Mul(op.Cast(row, to=ir.DataType.FLOAT), row_scale)
 
 
-def _constant(value: ir.Value) -> npt.NDArray[np.float32]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def uint8_scale(least: float, greatest: float) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point that spread [least, greatest] (with 0 in it) over 0 to 255, 0 being exact."""
-    scale = max(greatest - least, 1e-9) / 255
-    return np.float32(scale), np.uint8(round(-least / scale))
-
-
-def int8_rows(matrix: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A (rows, columns) matrix as int8 in [-127, 127], and the (rows,) scale that gives each row back."""
-    scale = np.maximum(np.abs(matrix).max(axis=1) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-    return np.rint(matrix / scale[:, None]).astype(np.int8), scale
+def _initializer(op: Any, numbers: npt.NDArray[Any] | np.generic, name: str) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(numbers).reshape(np.shape(numbers)))
+    value: ir.Value = op.initializer(tensor, name=name)
+    return value

@@ -7,12 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 
+from distilqa.engine import open_session
+from distilqa.windows import Int64, Windower
+from distilqa_export import samples
+from distilqa_export.calibrate import Observed, observe
+from distilqa_export.check import Run, runner
 from distilqa_export.checkpoint import MODELS, Checkpoint, load_checkpoint
+from distilqa_export.equalize import values
 from distilqa_export.fuse import fuse
 from distilqa_export.trace import trace
 
@@ -44,12 +51,17 @@ def make_tiny(checkpoint: Path) -> MakeTiny:
     """A function that writes a tiny checkpoint with the shipped tokenizer: ``make_tiny(folder, kind, **config)``."""
 
     def make(folder: Path, kind: str = "distilbert", **changes: Any) -> Path:
-        random_model(kind, **changes).save_pretrained(folder)
-        for name in _TOKENIZER_FILES:
-            shutil.copy(checkpoint / name, folder / name)
-        return folder
+        return save_with_tokenizer(random_model(kind, **changes), folder, checkpoint)
 
     return make
+
+
+def save_with_tokenizer(model: PreTrainedModel, folder: Path, checkpoint: Path) -> Path:
+    """Write a model as a checkpoint with the shipped tokenizer."""
+    model.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        shutil.copy(checkpoint / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +101,66 @@ def fused(tiny: Checkpoint, traced: Path) -> Path:
     path = traced.with_name("fused.onnx")
     ir.save(fuse(traced, tiny.architecture), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def calibration(shipped: Checkpoint) -> list[Int64]:
+    """Windows of real text, (length,) each; the tiny checkpoints have the shipped tokenizer."""
+    windower = Windower(shipped.tokenizer_json, max_tokens=shipped.window_tokens)
+    chosen = samples.packaged(samples.CALIBRATION)[:20]
+    return [w.input_ids for s in chosen for w in windower.tokenize(s.question, [s.context]).windows]
+
+
+@pytest.fixture(scope="session")
+def observed(fused: Path, calibration: list[Int64]) -> dict[str, Observed]:
+    """What the values of the tiny model were on the calibration windows."""
+    return observe(fused, values(ir.load(fused)), calibration)
+
+
+@pytest.fixture(scope="session")
+def run_fp32(fused: Path) -> Run:
+    """The tiny model's fp32 logits."""
+    return runner(open_session(fused, threads=1))
+
+
+@pytest.fixture(scope="session")
+def wide(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny model that is hard to quantise: as trained ones do, it has channels and units that reach far.
+
+    Its feed-forward network is wide enough that units are repeated and share scales in blocks, the last not full.
+    """
+    model = random_model("distilbert", hidden_dim=800)
+    with torch.no_grad():
+        for layer in model.distilbert.transformer.layer:
+            for norm in (layer.sa_layer_norm, layer.output_layer_norm):
+                norm.weight[[3, 17]] *= 16
+                norm.bias[[3, 17]] += 16
+            layer.ffn.lin1.weight[[5, 400, 790]] *= 5
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+    return load_checkpoint(str(save_with_tokenizer(model, folder, checkpoint)))
+
+
+@pytest.fixture(scope="session")
+def wide_fused(wide: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wide model, fused and saved."""
+    return save_fused(wide, tmp_path_factory.mktemp("wide-fused"))
+
+
+@pytest.fixture(scope="session")
+def shipped_fused(shipped: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model, fused and saved."""
+    return save_fused(shipped, tmp_path_factory.mktemp("shipped-fused"))
+
+
+def save_fused(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Trace and fuse a checkpoint, and save that in a folder."""
+    path = folder / "fused.onnx"
+    ir.save(fuse(trace(checkpoint, folder), checkpoint.architecture), path)
+    return path
+
+
+def random_windows(windows: int, length: int) -> list[Int64]:
+    """Windows of one length, with words from all over the vocabulary between [CLS] and [SEP] where there is room."""
+    ids = np.random.default_rng(length).integers(1000, 30000, (windows, length))
+    ids[:, 0], ids[:, -1] = 101, 102
+    return list(ids)

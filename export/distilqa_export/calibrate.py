@@ -1,0 +1,90 @@
+"""Observe the values inside a model on real text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from distilqa.engine import open_session, run_session, usable_cores
+from distilqa.spans import Float32
+from distilqa.windows import Int64
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What the rows of a value were over all tokens: extremes and mean, each (channels,).
+
+    ``covariance`` is (channels, channels), or its diagonal alone, (channels,).
+    """
+
+    least: Float64
+    greatest: Float64
+    mean: Float64
+    covariance: Float64
+
+    @property
+    def variance(self) -> Float64:
+        """Of each channel, (channels,)."""
+        return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
+
+
+# Windows whose rows are summed up together: large sums are made in few steps.
+_TOGETHER = 16
+
+
+def observe(
+    model: Path, values: Sequence[str], windows: Sequence[Int64], *, covariances: bool = True
+) -> dict[str, Observed]:
+    """Run a saved fp32 model on each window, (length,) int64, and return what the named values were.
+
+    Without ``covariances`` there is only their diagonal.
+    """
+    graph = ir.load(model)
+    named = {value.name: value for node in graph.graph for value in node.outputs}
+    graph.graph.outputs.extend(named[name] for name in values)
+    instrumented = model.with_name("observe.onnx")
+    ir.save(graph, instrumented)
+    session = open_session(instrumented, threads=usable_cores())
+    inputs = [node.name for node in session.get_inputs()]
+    seen: dict[str, _Sums] = {}
+    for begin in range(0, len(windows), _TOGETHER):
+        runs = [run_session(session, inputs, [w], outputs=values) for w in windows[begin : begin + _TOGETHER]]
+        for name, rows in zip(values, zip(*runs, strict=True), strict=True):
+            together = np.concatenate(rows, axis=1)[0]
+            if name not in seen:
+                seen[name] = _Sums(together.mean(axis=0), covariances)
+            seen[name].add(together)
+    return {name: sums.observed() for name, sums in seen.items()}
+
+
+class _Sums:
+    """Sums over rows as seen from an origin near their mean, from where fp32 has digits enough."""
+
+    def __init__(self, origin: Float32, covariances: bool) -> None:
+        channels = len(origin)
+        self._origin = origin
+        self._least = np.full(channels, np.inf)
+        self._greatest = np.full(channels, -np.inf)
+        self._rows = 0
+        self._sum = np.zeros(channels)
+        self._products = np.zeros((channels, channels) if covariances else channels)
+
+    def add(self, rows: Float32) -> None:
+        self._least = np.minimum(self._least, rows.min(axis=0))
+        self._greatest = np.maximum(self._greatest, rows.max(axis=0))
+        self._rows += len(rows)
+        centred = rows - self._origin
+        self._sum += centred.sum(axis=0)
+        self._products += centred.T @ centred if self._products.ndim == 2 else (centred**2).sum(axis=0)
+
+    def observed(self) -> Observed:
+        shift, products = self._sum / self._rows, self._products / self._rows
+        covariance = products - (np.outer(shift, shift) if products.ndim == 2 else shift**2)
+        return Observed(self._least, self._greatest, self._origin + shift, covariance)

@@ -1,0 +1,115 @@
+"""Make a fused model easy to quantise, without changing what it computes.
+
+int8's error is not in the weights but in the inputs of the matmuls: a few channels reach ten times as far as the rest,
+and the one scale of a tensor must hold them. All of this is exact in fp32 and costs (almost) nothing at run time:
+
+- *Layer norms.* A channel that reaches far is narrowed by the norm's own gain, and its weights are widened
+  (SmoothQuant, Xiao et al., 2022); the norm's bias centres it, and the next biases give that back. Only the residual
+  connection needs a node, which widens it again.
+- *Feed-forward network.* Nothing can be passed through Gelu, but its units can be put in any order and repeated: those
+  that reach farthest are repeated, each with its part of the weight (outlier channel splitting, Zhao et al., 2019), so
+  that no weight has to be large; and units of like reach are put side by side, to share a scale.
+- *Attention.* A key's mean moves all scores of a query alike, which softmax takes out again; a value's mean goes
+  through the weighted mean as it is, into the next bias; and queries and keys, values and the output projection, can
+  be scaled against one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from distilqa_export.calibrate import Float64, Observed
+from distilqa_export.layers import Layer, Linear, after, constant, layers, operand, set_constant
+from distilqa_export.rounding import equalizing_factors, lifted
+
+
+def equalize(fused: Path, observed: Mapping[str, Observed]) -> ir.Model:
+    """Return a model with the logits of the saved fused model. ``observed`` has the values that `values` names."""
+    model = ir.load(fused)
+    for layer in list(layers(model)):
+        _equalize_norm(layer.query.x, [layer.query, layer.key, layer.value], layer.out, observed)
+        _equalize_norm(layer.widen.x, [layer.widen], layer.narrow, observed)
+        _equalize_attention(layer, observed)
+        _sort_and_split(layer, observed[str(layer.narrow.x.name)])
+    return model
+
+
+def values(model: ir.Model) -> list[str]:
+    """The values to observe: each matmul's input, and the queries, keys and values."""
+    names: dict[str, None] = {}
+    for layer in layers(model):
+        linears = (layer.query, layer.out, layer.widen, layer.narrow)
+        for value in (*(linear.x for linear in linears), *layer.attention.inputs):
+            assert value is not None
+            names[str(value.name)] = None
+    return list(names)
+
+
+def block_channels(feed_forward: int) -> int:
+    """How many units of the feed-forward network share an activation scale: a forty-eighth, which costs no time."""
+    return max(1, feed_forward // 48 // 16 * 16)
+
+
+def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, observed: Mapping[str, Observed]) -> None:
+    """Equalise the norm that makes x, which goes into some matmuls, and is added to the output of the last of them."""
+    seen = observed[str(x.name)]
+    centre, reach = (seen.greatest + seen.least) / 2, (seen.greatest - seen.least) / 2
+    factors = equalizing_factors(reach, seen.variance, [linear.weight for linear in into])
+    norm = x.producer()
+    assert norm is not None
+    set_constant(norm, 1, constant(operand(norm, 1)) * factors)
+    set_constant(norm, 2, (constant(operand(norm, 2)) - centre) * factors)
+    for linear in into:
+        linear.bias += centre @ linear.weight
+        linear.weight /= factors[:, None]
+    beside.bias += centre
+    residual = after(beside.output, "Add").producer()
+    assert residual is not None
+    assert residual.graph is not None
+    widened = ir.node("Mul", [x, x])
+    widened.outputs[0].name = f"{x.name}_widened"
+    residual.graph.insert_before(residual, widened)
+    residual.replace_input_with(list(residual.inputs).index(x), widened.outputs[0])
+    set_constant(widened, 1, 1 / factors)
+
+
+def _equalize_attention(layer: Layer, observed: Mapping[str, Observed]) -> None:
+    query, key, value = (observed[str(operand(layer.attention, place).name)] for place in range(3))
+    layer.key.bias -= key.mean
+    factors = np.sqrt(_reach(key, key.mean) / _reach(query, 0.0))
+    _scale_outputs(layer.query, factors)
+    _scale_outputs(layer.key, 1 / factors)
+    layer.out.bias += value.mean @ layer.out.weight
+    layer.value.bias -= value.mean
+    reach = _reach(value, value.mean)
+    _scale_outputs(layer.value, 1 / reach)
+    layer.out.weight *= reach[:, None]
+
+
+def _reach(seen: Observed, centre: Float64 | float) -> Float64:
+    """How far each channel goes from its centre; never 0."""
+    return lifted(np.maximum(seen.greatest - centre, centre - seen.least))
+
+
+def _scale_outputs(linear: Linear, factors: Float64) -> None:
+    linear.weight *= factors
+    linear.bias *= factors
+
+
+def _sort_and_split(layer: Layer, units: Observed) -> None:
+    """Order the units by reach, and repeat those that reach farthest, which makes a hundredth more of them."""
+    reach = _reach(units, 0.0)
+    copies = np.ones(len(reach), int)
+    for _ in range(len(reach) // 96):
+        copies[np.argmax(reach / copies)] += 1
+    order = np.argsort(-reach, kind="stable")
+    chosen = np.repeat(order, copies[order])
+    layer.widen.weight = layer.widen.weight[:, chosen]
+    layer.widen.bias = layer.widen.bias[chosen]
+    layer.narrow.weight = layer.narrow.weight[chosen] / copies[chosen, None]
+    for value in (layer.widen.matmul.outputs[0], layer.widen.output, layer.narrow.x):
+        value.shape = None
