@@ -22,7 +22,7 @@ class Reader:
 
     >>> reader = Reader("bundle")
     >>> reader.answer("What does the fox jump over?", "The quick brown fox jumps over the lazy dog.")
-    [Answer(text='the lazy dog', start=31, end=43, score=0.53..., passage=0)]
+    [Answer(text='the lazy dog', start=31, end=43, score=0.59..., passage=0)]
     """
 
     def __init__(
