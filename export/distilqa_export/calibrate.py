@@ -34,6 +34,10 @@ class Observed:
         """Of each channel, (channels,)."""
         return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
 
+    def reach(self, centre: Float64 | float = 0.0) -> Float64:
+        """How far each channel goes from its centre, (channels,)."""
+        return np.maximum(self.greatest - centre, centre - self.least)
+
 
 # Windows whose rows are summed up together: large sums are made in few steps.
 _TOGETHER = 16

@@ -40,13 +40,14 @@ def equalize(fused: Path, observed: Mapping[str, Observed]) -> ir.Model:
 
 def values(model: ir.Model) -> list[str]:
     """The values to observe: each matmul's input, and the queries, keys and values."""
-    names: dict[str, None] = {}
-    for layer in layers(model):
-        linears = (layer.query, layer.out, layer.widen, layer.narrow)
-        for value in (*(linear.x for linear in linears), *layer.attention.inputs):
-            assert value is not None
-            names[str(value.name)] = None
-    return list(names)
+    return [
+        str(value.name)
+        for layer in layers(model)
+        for value in (
+            *(linear.x for linear in (layer.query, layer.out, layer.widen, layer.narrow)),
+            *(linear.output for linear in (layer.query, layer.key, layer.value)),
+        )
+    ]
 
 
 def block_channels(feed_forward: int) -> int:
@@ -78,21 +79,16 @@ def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, observed
 
 
 def _equalize_attention(layer: Layer, observed: Mapping[str, Observed]) -> None:
-    query, key, value = (observed[str(operand(layer.attention, place).name)] for place in range(3))
+    query, key, value = (observed[str(linear.output.name)] for linear in (layer.query, layer.key, layer.value))
     layer.key.bias -= key.mean
-    factors = np.sqrt(_reach(key, key.mean) / _reach(query, 0.0))
+    factors = np.sqrt(lifted(key.reach(key.mean)) / lifted(query.reach()))
     _scale_outputs(layer.query, factors)
     _scale_outputs(layer.key, 1 / factors)
     layer.out.bias += value.mean @ layer.out.weight
     layer.value.bias -= value.mean
-    reach = _reach(value, value.mean)
+    reach = lifted(value.reach(value.mean))
     _scale_outputs(layer.value, 1 / reach)
     layer.out.weight *= reach[:, None]
-
-
-def _reach(seen: Observed, centre: Float64 | float) -> Float64:
-    """How far each channel goes from its centre; never 0."""
-    return lifted(np.maximum(seen.greatest - centre, centre - seen.least))
 
 
 def _scale_outputs(linear: Linear, factors: Float64) -> None:
@@ -102,7 +98,7 @@ def _scale_outputs(linear: Linear, factors: Float64) -> None:
 
 def _sort_and_split(layer: Layer, units: Observed) -> None:
     """Order the units by reach, and repeat those that reach farthest, which makes a hundredth more of them."""
-    reach = _reach(units, 0.0)
+    reach = lifted(units.reach())
     copies = np.ones(len(reach), int)
     for _ in range(len(reach) // 96):
         copies[np.argmax(reach / copies)] += 1

@@ -100,22 +100,15 @@ def export(
         measured, questions, logits = _check(loaded, windower, paths)
 
         progress("write")
-        described = {}
         for name in variants:
             shutil.move(paths[name], folder / f"{name}.onnx")
-            described[name] = Variant(
-                file=f"{name}.onnx",
-                precision=name.removeprefix("cpu-"),
-                operators=dict(sorted(census(models[name]).items())),
-                tolerance=_tolerance(measured[name]),
-                measured=measured[name],
-            )
         (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
         (folder / SELF_TEST).write_text(
             _self_test(questions, {name: logits[name] for name in variants}), encoding="utf-8"
         )
         if _INT8 in variants:
             ir.save(saturation_probe(), folder / INT8_PROBE)
+        described = {name: _describe_variant(name, models[name], measured[name]) for name in variants}
         manifest = _write_manifest(folder, loaded, described)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test
@@ -148,6 +141,16 @@ def _check(
             "questions": len(questions),
         }
     return measured, questions, logits
+
+
+def _describe_variant(name: str, model: ir.Model, measured: dict[str, float]) -> Variant:
+    return Variant(
+        file=f"{name}.onnx",
+        precision=name.removeprefix("cpu-"),
+        operators=dict(sorted(census(model).items())),
+        tolerance=_tolerance(measured),
+        measured=measured,
+    )
 
 
 def _tolerance(measured: dict[str, float]) -> float:

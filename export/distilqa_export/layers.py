@@ -53,7 +53,6 @@ class Linear:
 class Layer:
     """One layer: the four projections of its attention, and the two matmuls of its feed-forward network."""
 
-    attention: ir.Node
     query: Linear
     key: Linear
     value: Linear
@@ -71,7 +70,7 @@ def layers(model: ir.Model) -> Iterator[Layer]:
         query, key, value = (by_output[operand(attention, place)] for place in range(3))
         out = by_input[attention.outputs[0]]
         widen = by_input[after(out.output, "Add", "LayerNormalization")]
-        yield Layer(attention, query, key, value, out, widen, by_input[after(widen.output, "Gelu")])
+        yield Layer(query, key, value, out, widen, by_input[after(widen.output, "Gelu")])
 
 
 def linears(model: ir.Model) -> Iterator[Linear]:

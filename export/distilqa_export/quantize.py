@@ -48,8 +48,8 @@ def quantize(fused: Path, windows: Sequence[Int64], architecture: Architecture) 
     """
     equalized = fused.with_name("equalized.onnx")
     observed = observe(fused, values(ir.load(fused)), windows, covariances=False)
-    ir.save(equalize(fused, observed), equalized)
-    model = ir.load(equalized)
+    model = equalize(fused, observed)
+    ir.save(model, equalized)
     observed = observe(equalized, values(model), windows)
     model.opset_imports[CONTRIB] = 1
     rules = [_LinearRule.rule(model, observed), _AttentionRule.rule(architecture, observed), _EmbeddingRule.rule()]
@@ -156,7 +156,7 @@ class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         if producer is None or producer.op_type != "Gelu":
             return channels, np.ones(1)
         size = block_channels(channels)
-        reach = np.maximum.reduceat(np.maximum(seen.greatest, -seen.least), range(0, channels, size))
+        reach = np.maximum.reduceat(seen.reach(), range(0, channels, size))
         factors = equalizing_factors(np.repeat(reach, size)[:channels], seen.variance, [weight])
         return size, factors[::size]
 
@@ -173,14 +173,12 @@ class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         return op.Attention(query, key, value)
 
     def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value) -> Any:
-        queries, query_scale, query_zero = self._heads(op, query, [0, 2, 1, 3], signed=False)
+        queries, _, query_zero = self._heads(op, query, [0, 2, 1, 3], signed=False)
         keys, key_scale, key_zero = self._heads(op, key, [0, 2, 3, 1], signed=True)
         contents, value_scale, value_zero = self._heads(op, value, [0, 2, 1, 3], signed=True)
-        name = str(query.name)
         width = self._shape.hidden // self._shape.heads
-        divided = _initializer(op, np.float32(query_scale / math.sqrt(width)), f"{name}_score_scale")
-        scale = _initializer(op, np.float32(key_scale), f"{key.name}_scale")
-        scores = op.MatMulIntegerToFloat(queries, keys, divided, scale, query_zero, key_zero, _domain=CONTRIB)
+        divided = _initializer(op, np.float32(self._scale(query) / math.sqrt(width)), f"{query.name}_score_scale")
+        scores = op.MatMulIntegerToFloat(queries, keys, divided, key_scale, query_zero, key_zero, _domain=CONTRIB)
         weights = op.Softmax(scores, axis=-1)
         # A block as long as the longest window is a row.
         greatest = op.ReduceMax(weights, _initializer(op, np.array([-1]), "row"), keepdims=1)
@@ -190,7 +188,7 @@ class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
             rows,
             contents,
             _initializer(op, np.float32(1), "one"),
-            _initializer(op, np.float32(value_scale), f"{value.name}_scale"),
+            value_scale,
             None,
             value_zero,
             _domain=CONTRIB,
@@ -198,18 +196,20 @@ class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         together = op.Transpose(op.Mul(mixed, row_scale), perm=[0, 2, 1, 3])
         return op.Reshape(together, _initializer(op, np.array([0, 0, self._shape.hidden]), "together"))
 
-    def _heads(self, op: Any, value: ir.Value, order: list[int], *, signed: bool) -> tuple[ir.Value, float, ir.Value]:
+    def _heads(
+        self, op: Any, value: ir.Value, order: list[int], *, signed: bool
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """The (batch, length, hidden) value in 8 bits with its heads apart, its scale, and its zero point."""
-        seen = self._observed[str(value.name)]
-        scale = max(float(np.maximum(seen.greatest, -seen.least).max()) / 127, 1e-9)
+        scale = _initializer(op, np.float32(self._scale(value)), f"{value.name}_scale")
         zero = np.int8(0) if signed else np.uint8(128)
         zero_point = _initializer(op, zero, f"{value.name}_zero_point")
-        quantized = op.QuantizeLinear(
-            value, _initializer(op, np.float32(scale), f"{value.name}_quantize_scale"), zero_point
-        )
+        quantized = op.QuantizeLinear(value, scale, zero_point)
         heads = self._shape.heads
         apart = _initializer(op, np.array([0, 0, heads, self._shape.hidden // heads]), "apart")
         return op.Transpose(op.Reshape(quantized, apart), perm=order), scale, zero_point
+
+    def _scale(self, value: ir.Value) -> float:
+        return max(float(self._observed[str(value.name)].reach().max()) / 127, 1e-9)
 
 
 class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]

@@ -115,11 +115,13 @@ class Windower:
         stride = self._stride(doc_stride, room)
         tokenized, total = [], 0
         for number, text in enumerate(passages):
-            encoding = self._encode(text, f"passages[{number}]")
+            field = f"passages[{number}]"
+            check_text(field, text)
+            encoding = self._encode(text)
             total += count_windows(len(encoding), room, stride)
             if max_windows is not None and total > max_windows:  # before more is made of them
                 raise InvalidRequest("passages", f"they make {total} windows or more, the limit is {max_windows}")
-            tokenized.append(self._passage(text, encoding, f"passages[{number}]"))
+            tokenized.append(self._passage(text, encoding, field))
         head = np.array([self._cls, *question_ids, self._sep], dtype=np.int64)
         tail = np.array([self._sep], dtype=np.int64)
         windows = tuple(
@@ -133,7 +135,7 @@ class Windower:
         check_text("question", question)
         if len(question) > MAX_QUESTION_CHARACTERS:
             raise InvalidRequest("question", f"has {len(question)} characters, the limit is {MAX_QUESTION_CHARACTERS}")
-        ids: list[int] = self._encode(question, "question").ids
+        ids: list[int] = self._encode(question).ids
         if not ids:
             raise InvalidRequest("question", "is empty")
         if len(ids) > self.max_question_tokens:
@@ -159,8 +161,7 @@ class Windower:
         ids = np.array(encoding.ids, dtype=np.int64)
         return Passage(text, ids, places[firsts, 0][run], places[lasts, 1][run])
 
-    def _encode(self, text: str, field: str) -> Encoding:
-        check_text(field, text)
+    def _encode(self, text: str) -> Encoding:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 
-from distilqa.engine import open_session
+from distilqa.engine import open_session, token_types
+from distilqa.spans import Float32
 from distilqa.windows import Int64, Windower
 from distilqa_export import samples
 from distilqa_export.calibrate import Observed, observe
@@ -164,3 +165,13 @@ def random_windows(windows: int, length: int) -> list[Int64]:
     ids = np.random.default_rng(length).integers(1000, 30000, (windows, length))
     ids[:, 0], ids[:, -1] = 101, 102
     return list(ids)
+
+
+def logits(model: PreTrainedModel, window: Int64) -> Float32:
+    """PyTorch's (2, length) logits of a window."""
+    inputs = {"input_ids": torch.from_numpy(window[None])}
+    if model.config.model_type == "bert":
+        inputs["token_type_ids"] = torch.from_numpy(token_types(window[None]))
+    with torch.inference_mode():
+        output = model(**inputs)
+    return np.array([output.start_logits[0].numpy(), output.end_logits[0].numpy()])

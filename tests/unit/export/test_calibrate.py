@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import torch
+from tests.unit.export.conftest import logits
 
-from distilqa.engine import open_session, run_session, token_types
+from distilqa.engine import open_session, run_session
 from distilqa.windows import Int64
 from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.checkpoint import Checkpoint
@@ -32,11 +33,7 @@ def rows_in_pytorch(tiny: Checkpoint, windows: list[Int64]) -> list[Float64]:
         for number, linear in enumerate(linears)
     ]
     for window in windows:
-        inputs = {"input_ids": torch.from_numpy(window[None])}
-        if tiny.architecture.type == "bert":
-            inputs["token_type_ids"] = torch.from_numpy(token_types(window[None]))
-        with torch.inference_mode():
-            tiny.model(**inputs)
+        logits(tiny.model, window)
     for hook in hooks:
         hook.remove()
     found: list[Float64] = []

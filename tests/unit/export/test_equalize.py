@@ -16,7 +16,7 @@ from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.check import runner
 from distilqa_export.equalize import block_channels, equalize, values
 from distilqa_export.fuse import census
-from distilqa_export.layers import Layer, layers, operand
+from distilqa_export.layers import Layer, layers
 from distilqa_export.rounding import lifted
 
 
@@ -98,7 +98,7 @@ def test_narrows_the_channels_of_norms_that_reach_far(equalized: Equalized) -> N
 
 def attention(model: list[Layer], seen: dict[str, Observed]) -> list[list[Observed]]:
     """Of each layer: what was seen of its queries, keys and values."""
-    return [[seen[str(operand(layer.attention, place).name)] for place in range(3)] for layer in model]
+    return [[seen[str(linear.output.name)] for linear in (layer.query, layer.key, layer.value)] for layer in model]
 
 
 def test_evens_out_queries_keys_and_values(equalized: Equalized) -> None:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 import torch
-from tests.unit.export.conftest import random_model, random_windows, save_fused, save_with_tokenizer
+from tests.unit.export.conftest import logits, random_model, random_windows, save_fused, save_with_tokenizer
 from transformers import PreTrainedModel
 
 from distilqa.bundle import Architecture, Bundle
-from distilqa.engine import Engine, open_session, run_session, token_types
+from distilqa.engine import Engine, open_session, run_session
 from distilqa.windows import Int64
 from distilqa_export.check import Run, runner
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
@@ -154,16 +154,6 @@ def linears(model: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     del found["qa_outputs"]
     return found
-
-
-def logits(model: PreTrainedModel, window: Int64) -> Floats:
-    """PyTorch's (2, length) logits of a window."""
-    inputs = {"input_ids": torch.from_numpy(window[None])}
-    if model.config.model_type == "bert":
-        inputs["token_type_ids"] = torch.from_numpy(token_types(window[None]))
-    with torch.inference_mode():
-        output = model(**inputs)
-    return np.array([output.start_logits[0].numpy(), output.end_logits[0].numpy()])
 
 
 def plainly_quantized(model: PreTrainedModel, windows: Sequence[Int64]) -> PreTrainedModel:
