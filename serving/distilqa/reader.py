@@ -9,7 +9,8 @@ from distilqa import spans
 from distilqa.answer import Answer
 from distilqa.bundle import TOKENIZER, Bundle
 from distilqa.engine import MAX_THREADS, Engine
-from distilqa.request import check_integer, check_options
+from distilqa.errors import BundleError
+from distilqa.request import check_integer, check_options, list_passages
 from distilqa.windows import Windower
 
 
@@ -53,8 +54,7 @@ class Reader:
         Raises InvalidRequest, which names the argument, for what cannot be answered.
         """
         check_options(top_k, max_answer_tokens, doc_stride)
-        passages = [passages] if isinstance(passages, str) else list(passages)
-        tokenized = self.windower.tokenize(question, passages, doc_stride=doc_stride)
+        tokenized = self.windower.tokenize(question, list_passages(passages), doc_stride=doc_stride)
         logits = [self.engine.run([window.input_ids])[0] for window in tokenized.windows]
         return spans.decode(
             tokenized, logits, top_k=top_k, max_answer_tokens=max_answer_tokens, allow_no_answer=allow_no_answer
@@ -63,5 +63,8 @@ class Reader:
 
 def open_windower(bundle: Bundle) -> Windower:
     """The windower of a bundle's tokenizer and window length. Raises BundleError."""
-    tokenizer_json = bundle.verified(TOKENIZER).read_text(encoding="utf-8")
+    try:
+        tokenizer_json = bundle.verified(TOKENIZER).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{bundle.path}: {TOKENIZER} is not UTF-8") from error
     return Windower(tokenizer_json, max_tokens=bundle.manifest.window_tokens)

@@ -1,11 +1,12 @@
 r"""Logits to answers.
 
 For each passage token the model gives a start logit and an end logit in every window that shows the token. A
-*place* is a start token and an end token of one window, no more than ``max_answer_tokens`` apart, widened to whole
-words. Its score is the probability that an answer starts there times the probability that one ends there:
+*place* is some words of a passage. A span, from a token i to a token j of one window with no more than
+``max_answer_tokens`` in it, is at a place if it widens to those whole words. The place's score is the probability that
+an answer starts and ends there:
 
 .. math::
-    p(i, j) = \frac{e^{s_i}}{Z_s} \cdot \frac{e^{e_j}}{Z_e}
+    p = \max_w \sum_{i, j} \frac{e^{s_i}}{Z_s} \cdot \frac{e^{e_j}}{Z_e}
     \qquad
     Z_s = e^{s_\varnothing} + \sum_t e^{\max_w s_{t,w}}
     \qquad
@@ -13,12 +14,14 @@ words. Its score is the probability that an answer starts there times the probab
 
 The sums run over every passage token t of the request once, over all its passages, with the largest of its logits
 where several windows w show it. s_∅ and e_∅ are the logits of [CLS], "not here", of the window where their sum is
-least, because the passages hold no answer only if no window does. Where several token spans widen to the same
-words, or several windows show the same place, the place scores the largest.
+least, because the passages hold no answer only if no window does. The inner sum runs over all spans at the place: each
+is a way to give those words. Where several windows show the place, the one that finds it likeliest counts.
 
-Where everything fits one window this is the reference pipeline's score (transformers 4.57, top_k 1): a softmax over
-the passage tokens and [CLS]. Over several windows it stays one probability distribution, so scores are in [0, 1], add
-up to at most 1, and compare across windows and passages; a place in an overlap is counted once and not penalised.
+Where everything fits one window this is the reference pipeline's score (transformers 4.57): a softmax over the passage
+tokens and [CLS], and the sum of the spans that widen to the same words. (The reference sums only those among its best
+10 + 2 top_k spans, so that its score depends on top_k; ours does not, and is larger by what it left out.) Over several
+windows it stays one probability distribution, so scores are in [0, 1], add up to at most 1, and compare across windows
+and passages; a place in an overlap is counted once and not penalised.
 The reference instead normalises each window alone, so a window without the answer gives its best guess a score near 1,
 and it adds the scores of equal texts from different places, which can exceed 1 and loses the other places.
 """
@@ -96,24 +99,26 @@ _Place = tuple[int, int, int]
 def _places(
     passage: Passage, window: Window, logits: Logits, top_k: int, max_answer_tokens: int
 ) -> Iterator[tuple[_Place, float]]:
-    """The best places of one window with the sums of their logits: ``top_k`` different ones or more, or all."""
+    """The best places of one window, ``top_k`` or more or all, with the logarithm of the sum over their spans."""
     start, end = (values[window.passage_at : -1].astype(np.float64) for values in logits)
     width = min(max_answer_tokens, len(start))
     beyond = np.full(width - 1, -np.inf)
-    # Row i, column d: from token i to token i + d.
-    scores = (start[:, None] + sliding_window_view(np.append(end, beyond), width)).ravel()
-    spans = len(scores) - width * (width - 1) // 2
-    # Several spans can be one place, so more than top_k may be needed: look at the best few, then at more of them.
-    take, found = 0, 0
-    while found < top_k and take < spans:
-        take = min(max(top_k, 4 * take), spans)
-        # All that tie with the last of them, so that which one wins does not depend on their order.
-        chosen = np.flatnonzero(scores >= np.partition(scores, -take)[-take])
-        firsts = chosen // width + window.first_token
-        starts, ends = passage.word_starts[firsts], passage.word_ends[firsts + chosen % width]
-        places, which = np.unique(np.stack((starts, ends)), axis=1, return_inverse=True)
-        found = places.shape[1]
-    best = np.full(found, -np.inf)
-    np.maximum.at(best, which, scores[chosen])
-    for first, last, score in zip(*places.tolist(), best.tolist(), strict=True):
+    # Row i, column d: from token i to token i + d; and how many words later than it starts that span ends.
+    scores = start[:, None] + sliding_window_view(np.append(end, beyond), width)
+    starts, ends = (side[window.first_token :][: len(start)] for side in (passage.word_starts, passage.word_ends))
+    word = np.cumsum(np.diff(starts, prepend=starts[0]) > 0)
+    words = sliding_window_view(np.append(word, np.repeat(word[-1], width - 1)), width) - word[:, None]
+    place = (word[:, None] * width + words).ravel()
+    greatest = scores.max()
+    sums = np.bincount(place, np.exp(scores - greatest).ravel())
+    there = np.bincount(place[np.isfinite(scores).ravel()], minlength=len(sums)) > 0
+    sums[~there] = -1
+    # All that tie with the last of them, so that which one wins does not depend on their order.
+    take = min(top_k, int(there.sum()))
+    chosen = np.flatnonzero(there & (sums >= np.partition(sums, -take)[-take]))
+    with np.errstate(divide="ignore"):  # far behind the best
+        logarithms = np.log(sums[chosen]) + greatest
+    first_of = np.searchsorted(word, chosen // width)
+    last_of = np.searchsorted(word, chosen // width + chosen % width)
+    for first, last, score in zip(starts[first_of].tolist(), ends[last_of].tolist(), logarithms.tolist(), strict=True):
         yield (window.passage, first, last), score

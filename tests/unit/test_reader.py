@@ -106,6 +106,7 @@ def test_equal_passages_are_ranked_in_their_order(reader: Reader) -> None:
 
 def test_one_passage_may_be_a_string(reader: Reader) -> None:
     assert reader.answer(QUESTION, FACT) == reader.answer(QUESTION, [FACT]) == reader.answer(QUESTION, (FACT,))
+    assert reader.answer(QUESTION, iter([FACT])) == reader.answer(QUESTION, [FACT])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,15 @@ def test_no_answer_only_where_it_is_allowed(reader: Reader) -> None:
         ("question", "Who\ud800?"),
         ("question", "who " * (MAX_QUESTION_TOKENS + 1)),
         ("question", "who " * 5000),
+        ("question", None),
+        ("question", b"Who?"),
         ("passages", []),
+        ("passages", None),
+        ("passages", {"title": FACT}),
+        ("passages", {FACT}),
+        ("passages", 3),
+        ("passages", b"A fox."),
+        ("passages[1]", [FACT, b"A fox."]),
         ("passages[0]", ""),
         ("passages[0]", [" \0 "]),
         ("passages[1]", [FACT, ""]),

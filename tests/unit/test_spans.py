@@ -98,10 +98,10 @@ def reference(
                 largest[token] = max(largest.get(token, -math.inf), float(pair[side][at]))
         normalizers.append(math.exp(null[side]) + math.fsum(math.exp(logit) for logit in largest.values()))
 
-    # The logits' sum ranks as the score does, and is exact.
-    best: dict[tuple[int, int, int], tuple[float, float]] = {}
+    best: dict[tuple[int, int, int], float] = {}
     for window, (start, end) in zip(tokenized.windows, logits, strict=True):
         passage = tokenized.passages[window.passage]
+        shown: dict[tuple[int, int, int], float] = {}
         for i in range(window.passage_at, window.length - 1):
             for j in range(i, window.length - 1):
                 if j - i + 1 > max_answer_tokens:
@@ -110,17 +110,33 @@ def reference(
                 last = window.first_token + j - window.passage_at
                 place = (window.passage, int(passage.word_starts[first]), int(passage.word_ends[last]))
                 score = math.exp(start[i]) / normalizers[0] * math.exp(end[j]) / normalizers[1]
-                best[place] = max(best.get(place, (-math.inf, 0.0)), (float(start[i]) + float(end[j]), score))
+                shown[place] = shown.get(place, 0.0) + score
+        for place, score in shown.items():
+            best[place] = max(best.get(place, 0.0), score)
 
     ranked = [
-        (-logit, passage, start, Answer(tokenized.passages[passage].text[start:end], start, end, score, passage))
-        for (passage, start, end), (logit, score) in best.items()
+        (-score, passage, start, Answer(tokenized.passages[passage].text[start:end], start, end, score, passage))
+        for (passage, start, end), score in best.items()
     ]
     if allow_no_answer:
         score = math.exp(null[0]) / normalizers[0] * math.exp(null[1]) / normalizers[1]
-        ranked.append((-sum(null), len(tokenized.passages), 0, Answer("", 0, 0, score, None)))
+        ranked.append((-score, len(tokenized.passages), 0, Answer("", 0, 0, score, None)))
     ranked.sort(key=lambda item: (*item[:3], item[3].end))
     return [answer for *_, answer in ranked[:top_k]]
+
+
+def assert_same(found: Sequence[Answer], expected: Sequence[Answer], all_expected: Sequence[Answer]) -> None:
+    """The same scores in the same order, each at a place that has it: equal sums may differ in the last digit.
+
+    ``all_expected`` are the answers among which those that tie with the last may be chosen.
+    """
+    assert [answer.score for answer in found] == pytest.approx(
+        [answer.score for answer in expected], rel=1e-9, abs=1e-300
+    )
+    scores = {(answer.passage, answer.start, answer.end, answer.text): answer.score for answer in all_expected}
+    for answer in found:
+        place = (answer.passage, answer.start, answer.end, answer.text)
+        assert scores.pop(place) == pytest.approx(answer.score, rel=1e-9, abs=1e-300)
 
 
 def shown(answers: Sequence[Answer]) -> list[Any]:
@@ -142,7 +158,8 @@ def test_answers_are_those_of_the_formula(
         "max_answer_tokens": max_answer_tokens,
         "allow_no_answer": allow_no_answer,
     }
-    assert shown(decode(*asked, **options)) == shown(reference(*asked, **options))
+    everything = reference(*asked, **(options | {"top_k": ALL}))
+    assert_same(decode(*asked, **options), everything[:top_k], everything)
 
 
 def test_defaults() -> None:
@@ -196,26 +213,27 @@ def test_one_window_scores_as_the_reference_pipeline(
         tokenized, [(start, end)], top_k=ALL, max_answer_tokens=max_answer_tokens, allow_no_answer=allow_no_answer
     )
 
-    places = [answer for answer in answers if answer.passage is not None]
-    assert places[0].score == pytest.approx(candidates.max(), rel=1e-9)
-    scores = {(answer.start, answer.end): answer.score for answer in places}
-    i, j = np.unravel_index(candidates.argmax(), candidates.shape)
-    best = (int(passage.word_starts[i - PASSAGE_AT]), int(passage.word_ends[j - PASSAGE_AT]))
-    assert scores[best] == pytest.approx(candidates.max(), rel=1e-9)
+    expected: dict[tuple[int, int], float] = {}
+    for i, j in zip(*np.nonzero(candidates), strict=True):
+        place = int(passage.word_starts[i - PASSAGE_AT]), int(passage.word_ends[j - PASSAGE_AT])
+        expected[place] = expected.get(place, 0.0) + candidates[i, j]
+    scores = {(answer.start, answer.end): answer.score for answer in answers if answer.passage is not None}
+    assert scores == pytest.approx(expected, rel=1e-9)
     nulls = [answer for answer in answers if answer.passage is None]
     assert shown(nulls) == ([(None, 0, 0, "", pytest.approx(null_score, rel=1e-9))] if allow_no_answer else [])
 
 
 @given(
-    pieces=st.lists(st.integers(1, 3), min_size=4, max_size=12),
+    words=st.integers(4, 20),
     room=st.integers(2, 9),
     allow_no_answer=st.booleans(),
     data=st.data(),
 )
 def test_windows_that_agree_answer_as_one_would(
-    pieces: list[int], room: int, allow_no_answer: bool, data: st.DataObject
+    words: int, room: int, allow_no_answer: bool, data: st.DataObject
 ) -> None:
     """What two windows show counts once: cutting a passage up changes no score of a place that a window holds."""
+    pieces = [1] * words
     stride = data.draw(st.integers(0, room // 2))
     whole, parts = in_one_window(pieces), tokenized_of([passage_of(pieces)], room, stride)
     values = st.lists(SPREAD, min_size=sum(pieces) + 1, max_size=sum(pieces) + 1)
@@ -228,14 +246,13 @@ def test_windows_that_agree_answer_as_one_would(
 
     # Spans of more than this many tokens may lie in no window.
     options: dict[str, Any] = {"top_k": ALL, "max_answer_tokens": stride + 1, "allow_no_answer": allow_no_answer}
-    assert shown(decode(parts, [logits(window) for window in parts.windows], **options)) == shown(
-        decode(whole, [logits(window) for window in whole.windows], **options)
-    )
+    expected = decode(whole, [logits(window) for window in whole.windows], **options)
+    assert_same(decode(parts, [logits(window) for window in parts.windows], **options), expected, expected)
 
 
 def test_equal_scores_are_ranked_by_place() -> None:
     """Also where a later window shows a place that starts before those of an earlier one."""
-    tokenized = tokenized_of([passage_of([1, 2, 1, 1, 2, 1]), passage_of([1, 1, 1])], room=4, stride=2)
+    tokenized = tokenized_of([passage_of([1] * 8), passage_of([1, 1, 1])], room=4, stride=2)
     logits = [(logits_of([0.0] * w.passage_tokens, null=0.0),) * 2 for w in tokenized.windows]
     answers = decode(tokenized, logits, top_k=ALL)
     places = [(answer.passage, answer.start, answer.end) for answer in answers]
@@ -278,3 +295,18 @@ def test_logits_must_be_one_pair_a_window(pairs: int) -> None:
     assert len(tokenized.windows) == 2
     with pytest.raises(ValueError, match=r"zip\(\)"):
         decode(tokenized, [(logits_of([1.0, 2.0], null=0.0),) * 2] * pairs)
+
+
+def test_spans_of_one_place_add_up() -> None:
+    """A word of three tokens can start at each of them, and end there or after it: six ways to give it."""
+    tokenized = in_one_window([3, 1])
+    even = logits_of([0.0] * 4, null=-100.0)
+    scores = {answer.text: answer.score for answer in decode(tokenized, [(even, even)], top_k=ALL)}
+    assert scores == pytest.approx({"aaa": 6 / 16, "aaa b": 3 / 16, "b": 1 / 16})
+
+
+def test_a_place_that_is_far_behind_is_still_there() -> None:
+    tokenized = in_one_window([1, 1])
+    sides = (logits_of([500.0, -500.0], null=0.0), logits_of([500.0, -500.0], null=0.0))
+    answers = decode(tokenized, [sides], top_k=ALL)
+    assert [(answer.text, answer.score) for answer in answers] == [("a", 1.0), ("a b", 0.0), ("b", 0.0)]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,19 +39,6 @@ TEXTS = st.text() | LONG_TEXTS
 QUESTIONS = st.sampled_from(("Who jumps?", "\u6771", "caf e\u0301?")) | st.text(max_size=10)
 
 BLANK = ("", " ", "\r\n\t", "\u3000", "\u200b", "\0", "\u0301", "\ufffd")
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json(checkpoint: Path) -> str:
-    return (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_json: str) -> Tokenizer:
-    """The tokenizer itself, for comparison."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # a text that spells a special token is text
-    return tokenizer
 
 
 @pytest.fixture(scope="module")
