@@ -36,8 +36,12 @@ def wide_bundle() -> Path:
 
     def make(target: Path) -> None:
         from distilqa_export.export import export
+        from distilqa_export.samples import write_evaluation
 
-        export(str(wide_checkpoint()), target)
+        # Its answers are those of the small one, whose accuracy is measured; a few questions will do here.
+        few = CACHE / "few.json"
+        write_evaluation(few, passages=20)
+        export(str(wide_checkpoint()), target, evaluation=few, max_f1_drop=100)
 
     return _made("bundle", make)
 

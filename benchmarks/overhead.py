@@ -25,7 +25,8 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.kernels import environment
 from distilqa import Client, Reader
-from distilqa_export.samples import AGREEMENT, Sample, packaged
+from distilqa.evaluation import Question
+from distilqa_export.samples import packaged_evaluation
 
 TARGET = 1.08
 CLIENTS = (1, 8)
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     bundle = arguments.bundle or models.wide_bundle()
-    questions = packaged(AGREEMENT)[: arguments.questions]
+    questions = packaged_evaluation()[: arguments.questions]
     if arguments.read:
         read(bundle, questions)
         return
@@ -63,7 +64,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read(bundle: Path, questions: Sequence[Sample]) -> None:
+def read(bundle: Path, questions: Sequence[Question]) -> None:
     """The in-process side: answer all questions once for each line on stdin, and print a line when done."""
     reader = Reader(bundle)
     print("ready", flush=True)
@@ -73,7 +74,7 @@ def read(bundle: Path, questions: Sequence[Sample]) -> None:
         print("done", flush=True)
 
 
-def measure(bundle: Path, questions: Sequence[Sample], rounds: int) -> list[Round]:
+def measure(bundle: Path, questions: Sequence[Question], rounds: int) -> list[Round]:
     """Run the rounds, the first of each number of clients being the warm-up."""
     own = [sys.executable, "-m", "benchmarks.overhead", "--read", "--bundle", str(bundle)]
     reader_command = [*own, "--questions", str(len(questions))]
@@ -106,7 +107,7 @@ def one_round(
     reader: subprocess.Popen[str],
     server: subprocess.Popen[str],
     client: Client,
-    questions: Sequence[Sample],
+    questions: Sequence[Question],
     clients: int,
 ) -> Round:
     """Let both answer the questions, one after the other."""

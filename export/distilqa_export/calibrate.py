@@ -13,6 +13,7 @@ import onnx_ir as ir
 from distilqa.engine import open_session, run_session, usable_cores
 from distilqa.spans import Float32
 from distilqa.windows import Int64
+from distilqa_export.errors import ExportError
 
 Float64 = npt.NDArray[np.float64]
 
@@ -38,6 +39,15 @@ class Observed:
         """How far each channel goes from its centre, (channels,)."""
         return np.maximum(self.greatest - centre, centre - self.least)
 
+    def without(self, first: int) -> Observed:
+        """The same, had the first channels always been 0; needs the whole covariance."""
+        gone = np.arange(len(self.mean)) < first
+        least, greatest, mean = (np.where(gone, 0.0, seen) for seen in (self.least, self.greatest, self.mean))
+        return Observed(least, greatest, mean, np.where(gone | gone[:, None], 0.0, self.covariance))
+
+
+# Below this part of a value fp32 has rounded.
+_FP32_DIGITS = 1e-6
 
 # Windows whose rows are summed up together: large sums are made in few steps.
 _TOGETHER = 16
@@ -48,7 +58,7 @@ def observe(
 ) -> dict[str, Observed]:
     """Run a saved fp32 model on each window, (length,) int64, and return what the named values were.
 
-    Without ``covariances`` there is only their diagonal.
+    Without ``covariances`` there is only their diagonal. Raises ExportError if they overflow.
     """
     graph = ir.load(model)
     named = {value.name: value for node in graph.graph for value in node.outputs}
@@ -65,7 +75,11 @@ def observe(
             if name not in seen:
                 seen[name] = _Sums(together.mean(axis=0), covariances)
             seen[name].add(together)
-    return {name: sums.observed() for name, sums in seen.items()}
+    found = {name: sums.observed() for name, sums in seen.items()}
+    for name, value in found.items():
+        if not np.isfinite(value.covariance).all():
+            raise ExportError(f"the values of {name} are too large to be quantised: they overflow")
+    return found
 
 
 class _Sums:
@@ -85,10 +99,16 @@ class _Sums:
         self._greatest = np.maximum(self._greatest, rows.max(axis=0))
         self._rows += len(rows)
         centred = rows - self._origin
-        self._sum += centred.sum(axis=0)
-        self._products += centred.T @ centred if self._products.ndim == 2 else (centred**2).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # which `observe` finds
+            self._sum += centred.sum(axis=0)
+            self._products += centred.T @ centred if self._products.ndim == 2 else (centred**2).sum(axis=0)
 
     def observed(self) -> Observed:
         shift, products = self._sum / self._rows, self._products / self._rows
-        covariance = products - (np.outer(shift, shift) if products.ndim == 2 else shift**2)
-        return Observed(self._least, self._greatest, self._origin + shift, covariance)
+        square = products.ndim == 2
+        covariance = products - (np.outer(shift, shift) if square else shift**2)
+        mean = self._origin + shift
+        # What fp32 rounded off is no variance, and may be less than 0.
+        constant = (np.diagonal(covariance) if square else covariance) <= (_FP32_DIGITS * mean) ** 2
+        covariance = np.where(constant | constant[:, None] if square else constant, 0.0, covariance)
+        return Observed(self._least, self._greatest, mean, covariance)

@@ -8,8 +8,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
-from distilqa import spans
-from distilqa.answer import Answer
 from distilqa.engine import run_session, token_types
 from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64, Tokenized
@@ -69,20 +67,7 @@ def logits_of(run: Run, question: Tokenized) -> list[Logits]:
     return [(start[0], end[0]) for start, end in pairs]
 
 
-def agreement(questions: Sequence[Tokenized], one: Sequence[list[Logits]], other: Sequence[list[Logits]]) -> float:
-    """The share of questions whose best answer is the same place by both models' logits."""
-    same = [
-        _place(spans.decode(question, a)[0]) == _place(spans.decode(question, b)[0])
-        for question, a, b in zip(questions, one, other, strict=True)
-    ]
-    return sum(same) / len(same)
-
-
 def largest_difference(one: Sequence[list[Logits]], other: Sequence[list[Logits]]) -> float:
     """The largest difference of any logit."""
     pairs = [(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True)]
     return float(np.max([np.abs(np.array(x) - np.array(y)).max() for x, y in pairs]))
-
-
-def _place(answer: Answer) -> tuple[int | None, int, int]:
-    return answer.passage, answer.start, answer.end

@@ -6,9 +6,8 @@ and the one scale of a tensor must hold them. All of this is exact in fp32 and c
 - *Layer norms.* A channel that reaches far is narrowed by the norm's own gain, and its weights are widened
   (SmoothQuant, Xiao et al., 2022); the norm's bias centres it, and the next biases give that back. Only the residual
   connection needs a node, which widens it again.
-- *Feed-forward network.* Nothing can be passed through Gelu, but its units can be put in any order and repeated: those
-  that reach farthest are repeated, each with its part of the weight (outlier channel splitting, Zhao et al., 2019), so
-  that no weight has to be large; and units of like reach are put side by side, to share a scale.
+- *Feed-forward network.* Nothing can be passed through Gelu, but its units can stand in any order: those of like reach
+  are put side by side, to share a scale, and the outliers first, where they can be left out.
 - *Attention.* A key's mean moves all scores of a query alike, which softmax takes out again; a value's mean goes
   through the weighted mean as it is, into the next bias; and queries and keys, values and the output projection, can
   be scaled against one another.
@@ -34,7 +33,7 @@ def equalize(fused: Path, observed: Mapping[str, Observed]) -> ir.Model:
         _equalize_norm(layer.query.x, [layer.query, layer.key, layer.value], layer.out, observed)
         _equalize_norm(layer.widen.x, [layer.widen], layer.narrow, observed)
         _equalize_attention(layer, observed)
-        _sort_and_split(layer, observed[str(layer.narrow.x.name)])
+        _sort(layer, observed[str(layer.narrow.x.name)])
     return model
 
 
@@ -96,16 +95,9 @@ def _scale_outputs(linear: Linear, factors: Float64) -> None:
     linear.bias *= factors
 
 
-def _sort_and_split(layer: Layer, units: Observed) -> None:
-    """Order the units by reach, and repeat those that reach farthest, which makes a hundredth more of them."""
-    reach = lifted(units.reach())
-    copies = np.ones(len(reach), int)
-    for _ in range(len(reach) // 96):
-        copies[np.argmax(reach / copies)] += 1
-    order = np.argsort(-reach, kind="stable")
-    chosen = np.repeat(order, copies[order])
-    layer.widen.weight = layer.widen.weight[:, chosen]
-    layer.widen.bias = layer.widen.bias[chosen]
-    layer.narrow.weight = layer.narrow.weight[chosen] / copies[chosen, None]
-    for value in (layer.widen.matmul.outputs[0], layer.widen.output, layer.narrow.x):
-        value.shape = None
+def _sort(layer: Layer, units: Observed) -> None:
+    """Order the units of the feed-forward network by reach, the farthest first."""
+    order = np.argsort(-units.reach(), kind="stable")
+    layer.widen.weight = layer.widen.weight[:, order]
+    layer.widen.bias = layer.widen.bias[order]
+    layer.narrow.weight = layer.narrow.weight[order]

@@ -1,16 +1,17 @@
 """From a checkpoint to a bundle, in named steps: load, trace, fuse, quantise, check, write.
 
-The fp32 model must give PyTorch's logits, and each variant is run before it is listed. It does not judge accuracy on a
-labelled set: how often int8 answers as fp32 does is measured and recorded, not a condition.
+The fp32 model must give PyTorch's logits; each variant answers the evaluation's questions before it is listed, and
+int8 may not lose more F1 than its budget.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,23 +34,28 @@ from distilqa.bundle import (
 )
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import InvalidRequest
+from distilqa.evaluation import read_questions
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
 from distilqa_export import samples
 from distilqa_export.card import write_card
-from distilqa_export.check import agreement, check_fp32, largest_difference, logits_of, runner
+from distilqa_export.check import check_fp32, runner
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
+from distilqa_export.gate import Judged, judge, release
 from distilqa_export.probe import saturation_probe
-from distilqa_export.quantize import quantize
+from distilqa_export.quantize import Quantizer
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
 _TOOLS = ("distilqa", "torch", "transformers", "optimum-onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
 
-# How many of the sample's questions the self-test keeps, from the shortest to the longest.
+# Points of F1.
+MAX_F1_DROP = 0.5
+
+# How many of the evaluation's questions the self-test keeps, from the shortest to the longest.
 _SELF_TESTS = 3
 
 Progress = Callable[[str], None]
@@ -61,20 +67,25 @@ def export(
     *,
     variants: Sequence[str] = VARIANTS,
     calibration: Path | None = None,
+    evaluation: Path | None = None,
+    max_f1_drop: float = MAX_F1_DROP,
     revision: str | None = None,
     overwrite: bool = False,
     progress: Progress = lambda step: None,
 ) -> Manifest:
     """Export a checkpoint (a folder or a hub id) to a bundle at ``target`` and return its manifest.
 
-    ``calibration`` is a JSON lines file with ``question`` and ``context``, by default a packaged sample; ``progress``
-    is told of each step. Raises CheckpointError, ExportError or BundleError; then nothing is written.
+    ``calibration`` is a JSON lines file with ``question`` and ``context``, ``evaluation`` a SQuAD v1.1 file, both by
+    default packaged samples; int8 may lose ``max_f1_drop`` points of F1 against fp32, and keeps matmuls in fp32 where
+    it must for that. ``progress`` is told of each step. Raises CheckpointError, ExportError, DatasetError or
+    BundleError; then nothing is written.
     """
     unknown = set(variants) - set(VARIANTS)
     if unknown or not variants:
         raise ExportError(f"unknown variant {', '.join(sorted(unknown)) or '(none)'}; there are {', '.join(VARIANTS)}")
     variants = tuple(dict.fromkeys(variants))
-    calibration_samples = samples.read(calibration) if calibration else samples.packaged(samples.CALIBRATION)
+    calibration_samples = samples.read(calibration) if calibration else samples.packaged_calibration()
+    questions = read_questions(evaluation) if evaluation else samples.packaged_evaluation()
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
         progress(f"load {checkpoint}")
@@ -86,70 +97,85 @@ def export(
 
         progress("fuse for the CPU")
         models = {_FP32: fuse(traced, loaded.architecture)}
-        paths = {_FP32: Path(scratch) / "cpu-fp32.onnx"}
+        paths = {name: Path(scratch) / f"{name}.onnx" for name in VARIANTS}
         ir.save(models[_FP32], paths[_FP32])
+
+        progress("check fp32 against PyTorch")
+        difference = check_fp32(loaded, runner(open_session(paths[_FP32], threads=usable_cores())))
+
+        progress("evaluate fp32")
+        tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {q.id}") for q in questions}
+        judged = {_FP32: judge(paths[_FP32], questions, tokenized, progress)}
+        measured = {_FP32: {"largest_difference_from_pytorch": difference}}
+        fp32_matmuls: Mapping[str, float] = {}
 
         if _INT8 in variants:
             progress(f"quantise: calibrate on {len(calibration_samples)} passages")
-            windows = [w.input_ids for q in _tokenize(windower, calibration_samples) for w in q.windows]
-            models[_INT8] = quantize(paths[_FP32], windows, loaded.architecture)
-            paths[_INT8] = Path(scratch) / "cpu-int8.onnx"
-            ir.save(models[_INT8], paths[_INT8])
-
-        progress("check")
-        measured, questions, logits = _check(loaded, windower, paths)
+            texts = [_tokenize(windower, s.question, s.context, s.place) for s in calibration_samples]
+            windows = [window.input_ids for text in texts for window in text.windows]
+            quantizer = Quantizer(paths[_FP32], windows, loaded.architecture)
+            released = release(
+                quantizer,
+                Path(scratch),
+                windows,
+                judged[_FP32],
+                lambda model: judge(model, questions, tokenized, progress),
+                max_f1_drop,
+                progress,
+            )
+            models[_INT8], judged[_INT8], measured[_INT8] = released.model, released.judged, released.measured
+            fp32_matmuls = released.fp32_matmuls
 
         progress("write")
         for name in variants:
             shutil.move(paths[name], folder / f"{name}.onnx")
         (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
-        (folder / SELF_TEST).write_text(
-            _self_test(questions, {name: logits[name] for name in variants}), encoding="utf-8"
-        )
+        chosen = list(tokenized.values())
+        logits = {name: judged[name].logits for name in variants}
+        (folder / SELF_TEST).write_text(_self_test(chosen, logits), encoding="utf-8")
         if _INT8 in variants:
             ir.save(saturation_probe(), folder / INT8_PROBE)
-        described = {name: _describe_variant(name, models[name], measured[name]) for name in variants}
-        manifest = _write_manifest(folder, loaded, described)
+        described = {
+            name: _describe_variant(name, models[name], measured[name] | _scores(judged[name]), fp32_matmuls)
+            for name in variants
+        }
+        data = {"evaluation": _digest(evaluation, samples.EVALUATION)}
+        if _INT8 in variants:
+            data["calibration"] = _digest(calibration, samples.CALIBRATION)
+        manifest = _write_manifest(folder, loaded, described, data)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test
     return manifest
 
 
-def _tokenize(windower: Windower, chosen: Sequence[samples.Sample]) -> list[Tokenized]:
-    return [_tokenize_one(windower, sample) for sample in chosen]
-
-
-def _tokenize_one(windower: Windower, sample: samples.Sample) -> Tokenized:
+def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:
     try:
-        return windower.tokenize(sample.question, [sample.context])
+        return windower.tokenize(question, [context])
     except InvalidRequest as error:
-        raise ExportError(f"{sample.place}: {error}") from error
+        raise ExportError(f"{place}: {error}") from error
 
 
-def _check(
-    loaded: Checkpoint, windower: Windower, paths: dict[str, Path]
-) -> tuple[dict[str, dict[str, float]], list[Tokenized], dict[str, list[list[Logits]]]]:
-    """What was measured on each variant, the packaged questions, and each variant's logits for them."""
-    questions = _tokenize(windower, samples.packaged(samples.AGREEMENT))
-    runs = {name: runner(open_session(path, threads=usable_cores())) for name, path in paths.items()}
-    logits = {name: [logits_of(run, question) for question in questions] for name, run in runs.items()}
-    measured = {_FP32: {"largest_difference_from_pytorch": check_fp32(loaded, runs[_FP32])}}
-    if _INT8 in logits:
-        measured[_INT8] = {
-            "largest_difference_from_fp32": largest_difference(logits[_FP32], logits[_INT8]),
-            "answers_as_fp32": agreement(questions, logits[_FP32], logits[_INT8]),
-            "questions": len(questions),
-        }
-    return measured, questions, logits
+def _scores(judged: Judged) -> dict[str, float]:
+    found = judged.evaluation
+    return {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
 
 
-def _describe_variant(name: str, model: ir.Model, measured: dict[str, float]) -> Variant:
+def _digest(path: Path | None, packaged: str) -> str:
+    """What a file of questions was: its name and digest."""
+    content = path.read_bytes() if path else samples.packaged_file(packaged)
+    return f"{path.name if path else packaged}, SHA-256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _describe_variant(
+    name: str, model: ir.Model, measured: dict[str, float], fp32_matmuls: Mapping[str, float]
+) -> Variant:
     return Variant(
         file=f"{name}.onnx",
         precision=name.removeprefix("cpu-"),
         operators=dict(sorted(census(model).items())),
         tolerance=_tolerance(measured),
         measured=measured,
+        fp32_matmuls=fp32_matmuls if name == _INT8 else {},
     )
 
 
@@ -163,20 +189,20 @@ def _tolerance(measured: dict[str, float]) -> float:
 
 
 def _self_test(questions: list[Tokenized], logits: dict[str, list[list[Logits]]]) -> str:
-    single = [number for number, question in enumerate(questions) if len(question.windows) == 1]
-    by_length = sorted(single, key=lambda number: questions[number].windows[0].length)
+    windows = [(number, place) for number, question in enumerate(questions) for place in range(len(question.windows))]
+    by_length = sorted(windows, key=lambda window: questions[window[0]].windows[window[1]].length)
     chosen = [by_length[round(i * (len(by_length) - 1) / (_SELF_TESTS - 1))] for i in range(_SELF_TESTS)]
     content: dict[str, Any] = {
-        "inputs": [questions[number].windows[0].input_ids.tolist() for number in chosen],
+        "inputs": [questions[number].windows[place].input_ids.tolist() for number, place in chosen],
         "logits": {
-            name: [[values.tolist() for values in variant[number][0]] for number in chosen]
+            name: [[side.tolist() for side in variant[number][place]] for number, place in chosen]
             for name, variant in logits.items()
         },
     }
     return json.dumps(content) + "\n"
 
 
-def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Variant]) -> Manifest:
+def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Variant], data: dict[str, str]) -> Manifest:
     """Write the card and the manifest over the files that are there."""
     manifest = Manifest(
         name=loaded.name,
@@ -186,6 +212,7 @@ def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Varian
         architecture=loaded.architecture,
         window_tokens=loaded.window_tokens,
         variants=variants,
+        data=data,
         tools={name: version(name) for name in _TOOLS},
         files={},
     )

@@ -73,6 +73,20 @@ def layers(model: ir.Model) -> Iterator[Layer]:
         yield Layer(query, key, value, out, widen, by_input[after(widen.output, "Gelu")])
 
 
+def matmul_names(model: ir.Model) -> dict[str, str]:
+    """What the matmuls of the layers are called, ``layer0.query`` say, by a value that tells each.
+
+    That is the weight's name, and for attention, whose two matmuls are one, the query's.
+    """
+    names = {}
+    for number, layer in enumerate(layers(model)):
+        for part in ("query", "key", "value", "out", "widen", "narrow"):
+            linear: Linear = getattr(layer, part)
+            names[str(operand(linear.matmul, 1).name)] = f"layer{number}.{part}"
+        names[str(layer.query.output.name)] = f"layer{number}.attention"
+    return names
+
+
 def linears(model: ir.Model) -> Iterator[Linear]:
     """Every ``x W + b`` with a constant W, without the last, which is the answer head."""
     products = [node for node in model.graph if node.op_type == "MatMul" and operand(node, 1).const_value is not None]

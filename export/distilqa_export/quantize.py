@@ -3,9 +3,12 @@
 Every matmul but the answer head's multiplies unsigned 8-bit activations by signed 8-bit numbers, because the
 processors' fast int8 kernel does that:
 
-- A matmul by weights becomes QuantizeLinear and MatMulIntegerToFloat: one static scale and zero point a tensor (after
-  Gelu, a block of channels), weights with one scale a column. The weights are rounded with feedback, and the bias takes
-  what their rounding changes on average.
+- A matmul by weights becomes QuantizeLinear and MatMulIntegerToFloat: one static scale and zero point a tensor, weights
+  with one scale a column. The weights are rounded with feedback, and the bias takes what their rounding changes on
+  average.
+- After Gelu each block of units has a scale of its own, and outliers stay in fp32 (LLM.int8, Dettmers et al., 2022): a
+  unit or two of a layer fires at few tokens, four times as far as any other and with weights ten times as large, so
+  that both the scale of its block and those of all columns would be its alone.
 - The two products of Attention are written out. Queries, keys and values have one static scale each. Softmax's output
   has one scale a row, its greatest weight: a row that looks at many tokens has none above a few hundredths, and one
   scale for all rows would round it to nothing.
@@ -20,7 +23,8 @@ than as QuantizeLinear and DequantizeLinear pairs, because ONNX Runtime does not
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,140 +41,224 @@ from distilqa.windows import Int64
 from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.equalize import block_channels, equalize, values
 from distilqa_export.fuse import CONTRIB, expect_operators, fused_operators
-from distilqa_export.layers import constant
-from distilqa_export.rounding import Rounder, equalizing_factors, int8_rows, uint8_scale
+from distilqa_export.layers import constant, matmul_names
+from distilqa_export.rounding import Int8, Rounder, equalizing_factors, int8_rows, uint8_scale
 
 
-def quantize(fused: Path, windows: Sequence[Int64], architecture: Architecture) -> ir.Model:
-    """Return the int8 model of a saved fused model, calibrated on the windows, each (length,) int64.
+class Quantizer:
+    """Makes int8 models of a saved fused model, calibrated on the windows, each (length,) int64.
 
-    Raises ExportError if any matmul escaped.
+    ``matmuls`` are the names of what it makes int8: each matmul by weights, and the attention of each layer.
     """
-    equalized = fused.with_name("equalized.onnx")
-    observed = observe(fused, values(ir.load(fused)), windows, covariances=False)
-    model = equalize(fused, observed)
-    ir.save(model, equalized)
-    observed = observe(equalized, values(model), windows)
-    model.opset_imports[CONTRIB] = 1
-    rules = [_LinearRule.rule(model, observed), _AttentionRule.rule(architecture, observed), _EmbeddingRule.rule()]
-    rewriter.RewritePass(pattern.RewriteRuleSet(rules, commute=True))(model)
-    passes.RemoveUnusedNodesPass()(model)
-    expect_operators(model, quantized_operators(architecture))
-    return model
+
+    def __init__(self, fused: Path, windows: Sequence[Int64], architecture: Architecture) -> None:
+        self._architecture = architecture
+        self._equalized = fused.with_name("equalized.onnx")
+        model = equalize(fused, observe(fused, values(ir.load(fused)), windows, covariances=False))
+        ir.save(model, self._equalized)
+        self._calibration = _Calibration(observe(self._equalized, values(model), windows))
+        self.matmuls = tuple(matmul_names(model).values())
+
+    def model(self, fp32: Collection[str] = ()) -> ir.Model:
+        """The int8 model, with the matmuls of those names left in fp32. Raises ExportError if any other escaped."""
+        model = ir.load(self._equalized)
+        model.opset_imports[CONTRIB] = 1
+        left = {value for value, name in matmul_names(model).items() if name in fp32}
+        rules = [
+            _LinearRule.rule(model, self._calibration, left),
+            _AttentionRule.rule(self._architecture, self._calibration.observed, left),
+            _EmbeddingRule.rule(),
+        ]
+        rewriter.RewritePass(pattern.RewriteRuleSet(rules, commute=True))(model)
+        passes.RemoveUnusedNodesPass()(model)
+        expect_operators(model, quantized_operators(self._architecture, fp32))
+        return model
 
 
-def quantized_operators(architecture: Architecture) -> dict[str, int]:
-    """How many of each operator that does work the int8 model has."""
-    layers = architecture.layers
+def quantized_operators(architecture: Architecture, fp32: Collection[str] = ()) -> dict[str, int]:
+    """How many of each operator that does work the int8 model has, with matmuls of those names left in fp32."""
+    layers, parts = architecture.layers, Counter(name.split(".")[-1] for name in fp32)
+    attention = layers - parts["attention"]
+    linear = 6 * layers - parts.total() + parts["attention"]
+    # Queries, keys and values share their input.
+    shared = [{f"layer{number}.{part}" for part in ("query", "key", "value")} for number in range(layers)]
+    alone = sum(layers - parts[part] for part in ("out", "widen", "narrow"))
+    inputs = alone + sum(not names <= set(fp32) for names in shared)
     return fused_operators(architecture) | {
-        "Attention": 0,
-        "MatMul": 1,
-        "MatMulIntegerToFloat": (6 + 2) * layers,
-        # The inputs of the matmuls, of which three share theirs; queries, keys, values and attention's weights.
-        "QuantizeLinear": (4 + 4) * layers,
-        "Softmax": layers,
-        "Transpose": 4 * layers,
+        "Attention": layers - attention,
+        "MatMul": 6 * layers - linear + 1,
+        "MatMulIntegerToFloat": linear + 2 * attention,
+        # The inputs of the matmuls; queries, keys, values and attention's weights.
+        "QuantizeLinear": inputs + 4 * attention,
+        "Softmax": attention,
+        "Transpose": 4 * attention,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """A matmul's input in 8 bits. ``factors`` (channels,) is what its values were multiplied by on the way."""
+    """How a matmul's input is rounded: blocks of ``size`` channels, each multiplied by its factor, then one scale.
 
-    quantized: ir.Value
-    scale: ir.Value
-    zero_point: ir.Value
+    ``factors`` (channels,) are those of the blocks, channel by channel. The first ``outliers`` channels do not count:
+    they are cut off wherever that suits the others.
+    """
+
+    size: int
+    blocks: Float64
     factors: Float64
+    scale: np.float32
+    zero_point: np.uint8
+    outliers: int
     mean: Float64
     round_weight: Rounder
 
 
-class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
-    """x W + b in 8 bits. Applies where x was observed."""
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight in int8 with the scale of each column, and the bias that makes good what its rounding changes."""
 
-    def __init__(self, model: ir.Model, observed: Mapping[str, Observed]) -> None:
+    rounded: Int8
+    scale: Float64
+    bias: Float64
+
+
+class _Calibration:
+    """What the observations make of each matmul. Each is worked out once, however many models use it."""
+
+    def __init__(self, observed: Mapping[str, Observed]) -> None:
+        self.observed = observed
+        self._inputs: dict[str, _Input] = {}
+        self._weights: dict[str, _Weight] = {}
+
+    def input(self, x: ir.Value, weight: Float64) -> _Input:
+        name = str(x.name)
+        if name not in self._inputs:
+            producer = x.producer()
+            after_gelu = producer is not None and producer.op_type == "Gelu"
+            self._inputs[name] = _calibrate(self.observed[name], weight, after_gelu)
+        return self._inputs[name]
+
+    def weight(self, name: str, weight: Float64, bias: Float64, into: _Input) -> _Weight:
+        if name not in self._weights:
+            within = weight.copy()
+            within[: into.outliers] = 0
+            widened = within / into.factors[:, None]
+            rounded, scale = into.round_weight(widened)
+            self._weights[name] = _Weight(rounded, scale, bias + into.mean @ (widened - rounded * scale))
+        return self._weights[name]
+
+
+def _calibrate(seen: Observed, weight: Float64, after_gelu: bool) -> _Input:
+    outliers = count_outliers(seen.reach()) if after_gelu else 0
+    seen = seen.without(outliers)
+    channels = len(seen.mean)
+    size, blocks = _block_factors(seen, weight) if after_gelu else (channels, np.ones(1))
+    factors = np.repeat(blocks, size)[:channels]
+    scale, zero_point = uint8_scale(
+        min(0.0, float((seen.least * factors).min())), max(0.0, float((seen.greatest * factors).max()))
+    )
+    rounder = Rounder(seen.covariance * np.outer(factors, factors))
+    return _Input(size, blocks, factors, scale, zero_point, outliers, seen.mean * factors, rounder)
+
+
+def _block_factors(units: Observed, weight: Float64) -> tuple[int, Float64]:
+    """How many units make a block, and what those of each are multiplied by before they are rounded."""
+    count = len(units.mean)
+    size = block_channels(count)
+    reach = np.maximum.reduceat(units.reach(), range(0, count, size))
+    factors = equalizing_factors(np.repeat(reach, size)[:count], units.variance, [weight])
+    return size, factors[::size]
+
+
+def count_outliers(reach: Float64) -> int:
+    """How many of the units, ordered by reach, reach more than twice as far as all but a hundredth of them."""
+    return int(np.argmin(reach > 2 * np.quantile(reach, 0.99)))
+
+
+class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+    """x W + b in 8 bits. Applies where x was observed, and W is not left in fp32."""
+
+    def __init__(self, model: ir.Model, calibration: _Calibration, left: Collection[str]) -> None:
         super().__init__("Linear")
         self._ids = model.graph.inputs[0]
-        self._observed = observed
-        self._inputs: dict[str, _Input] = {}
-        self._block_shape: ir.Value | None = None
+        self._calibration = calibration
+        self._left = left
+        self._quantized: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._shapes: dict[int, ir.Value] = {}
 
     def pattern(self, op: Any, x: Any, weight: Any, bias: Any) -> Any:
         return op.Add(op.MatMul(x, weight), bias)
 
     def check(self, context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> bool:
-        return x.name in self._observed and weight.const_value is not None and bias.const_value is not None
+        known = x.name in self._calibration.observed and weight.name not in self._left
+        return known and weight.const_value is not None and bias.const_value is not None
 
     def rewrite(self, op: Any, x: ir.Value, weight: ir.Value, bias: ir.Value) -> Any:
-        numbers = constant(weight)
-        name = str(x.name)
-        if name not in self._inputs:
-            self._inputs[name] = self._quantize(op, x, numbers)
-        into = self._inputs[name]
-        widened = numbers / into.factors[:, None]
-        rounded, scale = into.round_weight(widened)
-        corrected = constant(bias) + into.mean @ (widened - rounded * scale)
-        return op.MatMulIntegerToFloat(
-            into.quantized,
-            _initializer(op, rounded, f"{weight.name}_int8"),
-            into.scale,
-            _initializer(op, scale.astype(np.float32), f"{weight.name}_scale"),
-            into.zero_point,
+        name, numbers = str(weight.name), constant(weight)
+        into = self._calibration.input(x, numbers)
+        made = self._calibration.weight(name, numbers, constant(bias), into)
+        if str(x.name) not in self._quantized:
+            self._quantized[str(x.name)] = self._quantize(op, x, into)
+        quantized, scale, zero_point = self._quantized[str(x.name)]
+        product = op.MatMulIntegerToFloat(
+            quantized,
+            _initializer(op, made.rounded, f"{name}_int8"),
+            scale,
+            _initializer(op, made.scale.astype(np.float32), f"{name}_scale"),
+            zero_point,
             None,
-            _initializer(op, corrected.astype(np.float32), f"{weight.name}_bias"),
+            _initializer(op, made.bias.astype(np.float32), f"{name}_bias"),
             _domain=CONTRIB,
         )
+        if not into.outliers:
+            return product
+        outliers = _initializer(op, numbers[: into.outliers].astype(np.float32), f"{name}_fp32")
+        return self._add_product(op, product, x, outliers)
 
-    def _quantize(self, op: Any, x: ir.Value, weight: Float64) -> _Input:
-        seen = self._observed[str(x.name)]
-        size, blocks = self._block_factors(x, seen, weight)
-        factors = np.repeat(blocks, size)[: len(seen.mean)]
-        scale, zero_point = uint8_scale(
-            min(0.0, float((seen.least * factors).min())), max(0.0, float((seen.greatest * factors).max()))
+    def _add_product(self, op: Any, to: ir.Value, x: ir.Value, weight: ir.Value) -> Any:
+        """``to`` + x W in fp32, W being the weights of the first channels alone. Gemm adds as it multiplies."""
+        assert weight.const_value is not None
+        channels, outputs = weight.const_value.shape.numpy()
+        ends = [_initializer(op, np.array([number]), f"number_{number}") for number in (0, channels, 2)]
+        rows = [op.Flatten(value, axis=2) for value in (op.Slice(x, *ends), to)]
+        return op.Reshape(op.Gemm(rows[0], weight, rows[1]), self._shape(op, outputs))
+
+    def _shape(self, op: Any, channels: int) -> ir.Value:
+        """The shape (batch, length, channels) of what is being run."""
+        if channels not in self._shapes:
+            last = _initializer(op, np.array([channels]), f"{channels}_channels")
+            self._shapes[channels] = op.Concat(op.Shape(self._ids), last, axis=0)
+        return self._shapes[channels]
+
+    def _quantize(self, op: Any, x: ir.Value, into: _Input) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """x in 8 bits, its scale and its zero point."""
+        scale = _initializer(op, into.scale, f"{x.name}_scale")
+        zero_point = _initializer(op, into.zero_point, f"{x.name}_zero_point")
+        if len(into.blocks) == 1:
+            return op.QuantizeLinear(x, scale, zero_point), scale, zero_point
+        # One scale a token and block: the same for every token, but the operator wants them all.
+        shape = self._shape(op, len(into.blocks))
+        block_scales = _initializer(op, (into.scale / into.blocks).astype(np.float32), f"{x.name}_block_scales")
+        quantized = op.QuantizeLinear(
+            x, op.Expand(block_scales, shape), op.Expand(zero_point, shape), axis=2, block_size=into.size
         )
-        name = str(x.name)
-        scale_value = _initializer(op, scale, f"{name}_scale")
-        zero_value = _initializer(op, zero_point, f"{name}_zero_point")
-        if len(blocks) == 1:
-            quantized = op.QuantizeLinear(x, scale_value, zero_value)
-        else:
-            # One scale a token and block: the same for every token, but the operator wants them all.
-            if self._block_shape is None:
-                count = _initializer(op, np.array([len(blocks)]), "blocks")
-                self._block_shape = op.Concat(op.Shape(self._ids), count, axis=0)
-            shape = self._block_shape
-            quantized = op.QuantizeLinear(
-                x,
-                op.Expand(_initializer(op, (scale / blocks).astype(np.float32), f"{name}_block_scales"), shape),
-                op.Expand(zero_value, shape),
-                axis=2,
-                block_size=size,
-            )
-        covariance = seen.covariance * np.outer(factors, factors)
-        return _Input(quantized, scale_value, zero_value, factors, seen.mean * factors, Rounder(covariance))
-
-    def _block_factors(self, x: ir.Value, seen: Observed, weight: Float64) -> tuple[int, Float64]:
-        """The size of a block of channels, and what each is multiplied by before it is rounded; one but after Gelu."""
-        channels = len(seen.mean)
-        producer = x.producer()
-        if producer is None or producer.op_type != "Gelu":
-            return channels, np.ones(1)
-        size = block_channels(channels)
-        reach = np.maximum.reduceat(seen.reach(), range(0, channels, size))
-        factors = equalizing_factors(np.repeat(reach, size)[:channels], seen.variance, [weight])
-        return size, factors[::size]
+        return quantized, scale, zero_point
 
 
 class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
-    """Attention with both products in 8 bits."""
+    """Attention with both products in 8 bits, but where its query is one of those left in fp32."""
 
-    def __init__(self, architecture: Architecture, observed: Mapping[str, Observed]) -> None:
+    def __init__(self, architecture: Architecture, observed: Mapping[str, Observed], left: Collection[str]) -> None:
         super().__init__("Attention")
         self._shape = architecture
         self._observed = observed
+        self._left = left
 
     def pattern(self, op: Any, query: Any, key: Any, value: Any) -> Any:
         return op.Attention(query, key, value)
+
+    def check(self, context: Any, query: ir.Value, key: ir.Value, value: ir.Value) -> bool:
+        return query.name not in self._left
 
     def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value) -> Any:
         queries, _, query_zero = self._heads(op, query, [0, 2, 1, 3], signed=False)

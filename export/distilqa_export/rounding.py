@@ -92,5 +92,5 @@ def equalizing_factors(reach: Float64, variance: Float64, weights: list[Float64]
 
 def lifted(reach: Float64) -> Float64:
     """The reach of channels, none so small beside the greatest that dividing by it would lose precision."""
-    least: float = 1e-3 * reach.max() + np.finfo(np.float32).tiny
-    return np.maximum(reach, least)
+    greatest: float = reach.max()
+    return np.maximum(reach, 1e-3 * greatest) if greatest > 0 else np.ones_like(reach)

@@ -1,28 +1,30 @@
 """Questions on passages: the packaged samples of SQuAD v1.1, and the caller's own.
 
-A file has one JSON object a line with ``question`` and ``context``; the packaged ones also have ``id`` and ``answers``.
-``calibration.jsonl`` is from the training set, ``agreement.jsonl`` from the development set: what the int8 scales are
-chosen on is never what they are judged on.
+What int8 is calibrated on is JSON lines with ``question`` and ``context``; the packaged ``calibration.jsonl`` is from
+the training set and also has ``id`` and ``answers``. What it is judged on is in SQuAD's own format; the packaged
+``evaluation.json.gz`` is from the development set: nothing is judged on what it was chosen by.
 
 ``python -m distilqa_export.samples train-v1.1.json dev-v1.1.json`` makes both again from the data set's own files.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from distilqa.evaluation import Question, parse_questions
 from distilqa_export.errors import ExportError
 
 CALIBRATION = "calibration.jsonl"
-AGREEMENT = "agreement.jsonl"
+EVALUATION = "evaluation.json.gz"
 
-_SAMPLES = 200
+_CALIBRATION_PASSAGES = 200
+_EVALUATION_PASSAGES, _QUESTIONS_EACH = 1500, 2
 _SEED = 0
 
 
@@ -35,9 +37,25 @@ class Sample:
     place: str = field(default="", compare=False)
 
 
-def packaged(name: str) -> list[Sample]:
-    """The packaged sample of that name: `CALIBRATION` or `AGREEMENT`."""
-    return _parse(files("distilqa_export").joinpath("data", name).read_text(encoding="utf-8"), name)
+def packaged_calibration() -> list[Sample]:
+    """200 questions on 200 passages of the training set."""
+    return _parse(packaged_file(CALIBRATION).decode(), CALIBRATION)
+
+
+def packaged_evaluation() -> list[Question]:
+    """3,000 questions on 1,500 passages of the development set, with their answers."""
+    return parse_questions(gzip.decompress(packaged_file(EVALUATION)), EVALUATION)
+
+
+def write_evaluation(path: Path, passages: int) -> None:
+    """Write the questions on the first passages of the packaged evaluation, where all of them would take too long."""
+    squad = json.loads(gzip.decompress(packaged_file(EVALUATION)))
+    path.write_text(json.dumps(squad | {"data": squad["data"][:passages]}), encoding="utf-8")
+
+
+def packaged_file(name: str) -> bytes:
+    """The content of a packaged file."""
+    return files("distilqa_export").joinpath("data", name).read_bytes()
 
 
 def read(path: Path) -> list[Sample]:
@@ -69,29 +87,51 @@ def _parse(text: str, name: str) -> list[Sample]:
     return samples
 
 
-def _choose(squad: Path) -> list[dict[str, Any]]:
+def _choose_calibration(squad: Path) -> bytes:
     """One question of each of 200 passages, spread over all articles."""
     articles = json.loads(squad.read_text(encoding="utf-8"))["data"]
     generator = random.Random(_SEED)
     passages = [generator.choice(article["paragraphs"]) for article in articles]
-    while len(passages) < _SAMPLES:
+    while len(passages) < _CALIBRATION_PASSAGES:
         passage = generator.choice(generator.choice(articles)["paragraphs"])
         if passage not in passages:
             passages.append(passage)
     generator.shuffle(passages)
-    return [
+    lines = [
         {"id": question["id"], "question": question["question"], "context": passage["context"],
          "answers": sorted({answer["text"] for answer in question["answers"]})}
-        for passage in passages[:_SAMPLES]
+        for passage in passages[:_CALIBRATION_PASSAGES]
         for question in [generator.choice(passage["qas"])]
     ]  # fmt: skip
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def _choose_evaluation(squad: Path) -> bytes:
+    """Two questions of each of 1,500 passages with as many, in random order."""
+    articles = json.loads(squad.read_text(encoding="utf-8"))["data"]
+    generator = random.Random(_SEED)
+    passages = [
+        (article["title"], paragraph)
+        for article in articles
+        for paragraph in article["paragraphs"]
+        if len(paragraph["qas"]) >= _QUESTIONS_EACH
+    ]
+    data = [
+        {"title": title, "paragraphs": [{"context": paragraph["context"], "qas": [
+            {"id": question["id"], "question": question["question"],
+             "answers": [{"text": text} for text in sorted({answer["text"] for answer in question["answers"]})]}
+            for question in generator.sample(paragraph["qas"], _QUESTIONS_EACH)
+        ]}]}
+        for title, paragraph in generator.sample(passages, _EVALUATION_PASSAGES)
+    ]  # fmt: skip
+    return gzip.compress(json.dumps({"version": "1.1", "data": data}, ensure_ascii=False).encode(), mtime=0)
 
 
 def main() -> None:
     data = Path(__file__).parent / "data"
-    for name, squad in zip((CALIBRATION, AGREEMENT), sys.argv[1:3], strict=True):
-        lines = (json.dumps(sample, ensure_ascii=False) for sample in _choose(Path(squad)))
-        (data / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    train, dev = map(Path, sys.argv[1:3])
+    (data / CALIBRATION).write_bytes(_choose_calibration(train))
+    (data / EVALUATION).write_bytes(_choose_evaluation(dev))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ class Variant:
 
     ``operators`` counts its ONNX operators. ``tolerance`` is the largest difference from the logits in the
     self-test that still counts as the same model. ``measured`` holds the numbers measured at export.
+    ``fp32_matmuls`` of an int8 model are those that stayed fp32, with the error of the logits that each caused in int8.
     """
 
     file: str
@@ -76,6 +77,7 @@ class Variant:
     operators: Mapping[str, int]
     tolerance: float
     measured: Mapping[str, float]
+    fp32_matmuls: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for."""
+    """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for.
+
+    ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on.
+    """
 
     name: str
     version: str
@@ -97,6 +102,7 @@ class Manifest:
     architecture: Architecture
     window_tokens: int
     variants: Mapping[str, Variant]
+    data: Mapping[str, str]
     tools: Mapping[str, str]
     files: Mapping[str, File]
     schema_version: int = SCHEMA_VERSION
@@ -158,8 +164,9 @@ class Bundle:
         try:
             _require_regular(path / MANIFEST)
             text = (path / MANIFEST).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} is not a bundle: {error}") from error
+        except (OSError, ValueError) as error:  # it is not UTF-8, or the path has a NUL
+            hint = "; it looks like a checkpoint: distilqa export makes a bundle of one" if _is_checkpoint(path) else ""
+            raise BundleError(f"{path} is not a bundle: {error}{hint}") from error
         return cls(path, Manifest.from_json(text))
 
     def verified(self, name: str) -> Path:
@@ -172,6 +179,8 @@ class Bundle:
             actual = describe(path)
         except OSError as error:
             raise BundleError(f"{path}: {error.strerror or error}") from error
+        except ValueError as error:  # a NUL, or a lone surrogate
+            raise BundleError(f"{self.path}: no file can have the name {name!r}") from error
         if actual.bytes != expected.bytes:
             raise BundleError(f"{path}: has {actual.bytes} bytes, the manifest says {expected.bytes}")
         if actual.sha256 != expected.sha256:
@@ -186,6 +195,11 @@ class Bundle:
                 return candidate, variants[candidate]
         wanted = "that this version of distilqa knows" if name is None else repr(name)
         raise BundleError(f"{self.path} has no variant {wanted}; it has {', '.join(sorted(variants)) or 'none'}")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a folder has what transformers writes beside weights."""
+    return os.path.isfile(path / "config.json")
 
 
 def describe(path: Path) -> File:

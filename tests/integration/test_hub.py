@@ -65,8 +65,8 @@ def asked_for(hub: Hub, method: str) -> set[str]:
     return {path for asked, path in (request.split(" ", 1) for request in hub.requests) if asked == method}
 
 
-def test_exports_by_id(hub: Hub, tmp_path: Path) -> None:
-    done = export(hub.url, tmp_path, ID)
+def test_exports_by_id(hub: Hub, evaluation: Path, tmp_path: Path) -> None:
+    done = export(hub.url, tmp_path, ID, "--eval", str(evaluation), "--max-f1-drop", "100")
     assert done.returncode == 0, done.stderr
     assert f"wrote {tmp_path / 'bundle'}" in done.stdout
     manifest = Bundle.open(tmp_path / "bundle").manifest

@@ -115,7 +115,7 @@ def test_wheel_has_every_file_of_the_packages_and_nothing_else(contents: dict[st
     "name",
     [
         "distilqa/py.typed",
-        "distilqa_export/data/agreement.jsonl",
+        "distilqa_export/data/evaluation.json.gz",
         "distilqa_export/data/calibration.jsonl",
         "distilqa_export/py.typed",
         "distilqa_protos/py.typed",

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.models import wide_bundle
 
 from distilqa import Bundle, Reader
-from distilqa_export.samples import CALIBRATION, packaged
+from distilqa_export.samples import packaged_calibration
 
 
 def test_the_int8_bundle_is_under_70_mb() -> None:
@@ -18,7 +18,7 @@ def test_the_int8_bundle_is_under_70_mb() -> None:
 
 def test_its_fp32_answers_are_the_shipped_checkpoints(bundle: Path) -> None:
     wide, shipped = Reader(wide_bundle(), "cpu-fp32"), Reader(bundle, "cpu-fp32")
-    for sample in packaged(CALIBRATION)[:30]:
+    for sample in packaged_calibration()[:30]:
         one, other = (reader.answer(sample.question, sample.context)[0] for reader in (wide, shipped))
         assert (one.start, one.end) == (other.start, other.end)
         assert abs(one.score - other.score) < 1e-3

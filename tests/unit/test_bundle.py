@@ -38,7 +38,8 @@ def manifest_of(variants: tuple[str, ...] = VARIANTS, files: Mapping[str, File] 
         source=Source("small", None, DIGEST),
         architecture=Architecture("distilbert", 1, 4, 2, 8, 30, 512, 999),
         window_tokens=384,
-        variants={name: Variant(f"{name}.onnx", "fp32", {"Add": 1}, 0.5, {"questions": 2}) for name in variants},
+        variants={name: Variant(f"{name}.onnx", "fp32", {"Add": 1}, 0.5, {"questions": 2}, {}) for name in variants},
+        data={"evaluation": "questions.json"},
         tools={"distilqa": "0"},
         files={"model.onnx": File(len(CONTENT), DIGEST)} if files is None else files,
     )
@@ -144,6 +145,19 @@ def test_open_what_is_no_bundle(tmp_path: Path, content: bytes | None) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+def test_open_what_is_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r" is not a bundle: .*; it looks like a checkpoint: distilqa export makes "):
+        Bundle.open(checkpoint)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(tmp_path)
+    assert "looks like" not in str(caught.value)
+
+
+def test_open_where_no_folder_can_be() -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Bundle.open("a\0b")
+
+
 def test_verified(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "bundle")
     assert Bundle.open(path).verified("model.onnx") == path / "model.onnx"
@@ -209,6 +223,16 @@ def test_name_that_leaves_the_bundle(tmp_path: Path, name: str) -> None:
     (path / "inner" / "model.onnx").write_bytes(CONTENT)
     with pytest.raises(BundleError):
         Bundle.open(path).verified(name)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"], ids=["NUL", "lone surrogate"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_name_that_no_file_can_have(tmp_path: Path, name: str, listed: bool) -> None:
+    manifest = manifest_of(files={name: File(len(CONTENT), DIGEST)} if listed else None)
+    path = write_bundle(tmp_path / "bundle", manifest)
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path).verified(name)
+    assert repr(name) in str(caught.value)
 
 
 def test_describe(tmp_path: Path) -> None:

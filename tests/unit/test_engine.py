@@ -172,6 +172,27 @@ def test_self_test_looks_at_every_logit(copy: Path, side: int, number: int, shar
             Engine(Bundle.open(copy), "cpu-int8")
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "cannot be run"),
+        (b"[]", "cannot be run"),
+        (b"{}", "cannot be run"),
+        (b"\xff", "cannot be run"),
+        (b"[" * 100_000, "cannot be run"),
+        (b'{"inputs": [[101, 999999999, 102]], "logits": {"cpu-fp32": [[[0], [0]]]}}', "cannot be run"),
+        (b'{"inputs": [["a"]], "logits": {"cpu-fp32": [[[0], [0]]]}}', "cannot be run"),
+        (b'{"inputs": [[101, 102]], "logits": {"cpu-fp32": []}}', "cannot be run"),
+        (b'{"inputs": [[101, 102]], "logits": {}}', "cannot be run"),
+        (b'{"inputs": [], "logits": {"cpu-fp32": []}}', "tests nothing"),
+    ],
+)
+def test_a_self_test_that_says_nothing_is_refused(copy: Path, content: bytes, problem: str) -> None:
+    replace_file(copy, SELF_TEST, content, listed=True)
+    with pytest.raises(BundleError, match=problem):
+        Engine(Bundle.open(copy), "cpu-fp32")
+
+
 @pytest.mark.parametrize("name", ["cpu-int8.onnx", SELF_TEST])
 @pytest.mark.parametrize(
     ("damage", "why"),
@@ -213,18 +234,6 @@ def test_feeds(inputs: list[str]) -> None:
     assert model.feeds["input_ids"].tolist() == [window.tolist() for window in windows]
     if "token_type_ids" in inputs:
         assert model.feeds["token_type_ids"].tolist() == [[0] * 6 + [1] * 4] * 3
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json(checkpoint: Path) -> str:
-    return (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_json: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True  # a text that spells a special token is text
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

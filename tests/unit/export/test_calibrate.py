@@ -98,3 +98,16 @@ def test_leaves_the_model_as_it_was(fused: Path, calibration: list[Int64]) -> No
     before = fused.read_bytes()
     observe(fused, values(ir.load(fused)), calibration[:1])
     assert fused.read_bytes() == before
+
+
+def test_without_the_first_channels(observed: dict[str, Observed]) -> None:
+    """As if they had always been 0; the others are as they were."""
+    seen = next(iter(observed.values()))
+    rest = seen.without(3)
+    for field in ("least", "greatest", "mean", "variance"):
+        assert (getattr(rest, field)[:3] == 0).all()
+        np.testing.assert_array_equal(getattr(rest, field)[3:], getattr(seen, field)[3:])
+    assert not rest.covariance[:3].any()
+    assert not rest.covariance[:, :3].any()
+    np.testing.assert_array_equal(rest.covariance[3:, 3:], seen.covariance[3:, 3:])
+    np.testing.assert_array_equal(seen.without(0).covariance, seen.covariance)

@@ -17,7 +17,6 @@ from distilqa.windows import Int64, Tokenized, Windower
 from distilqa_export.check import (
     MAX_FP32_DIFFERENCE,
     Run,
-    agreement,
     check_fp32,
     largest_difference,
     logits_of,
@@ -92,12 +91,6 @@ def pointing_at(question: Tokenized, token: int) -> list[Logits]:
     values = np.zeros(window.length, np.float32)
     values[window.passage_at + token] = 9
     return [(values, values)]
-
-
-def test_agreement_is_the_share_of_equal_places(question: Tokenized) -> None:
-    dog, after, other_dog = (pointing_at(question, token) for token in range(3))
-    assert agreement([question] * 4, [dog, dog, after, after], [dog, after, after, after]) == 0.75
-    assert agreement([question], [dog], [other_dog]) == 0, "the same word elsewhere is another answer"
 
 
 def test_largest_difference_is_of_any_logit(question: Tokenized) -> None:

@@ -24,6 +24,7 @@ from distilqa_export import samples
 from distilqa_export.checkpoint import Checkpoint
 from distilqa_export.errors import CheckpointError, ExportError
 from distilqa_export.export import export
+from distilqa_export.gate import Drop
 
 MakeTiny = Callable[..., Path]
 
@@ -41,11 +42,12 @@ class Exported:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(tiny_folder: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A bundle of each tiny checkpoint with both variants. Tests must not change it."""
     steps: list[str] = []
     target = tmp_path_factory.mktemp("exported") / "bundle"
-    return Exported(target, export(str(tiny_folder), target, progress=steps.append), steps)
+    manifest = export(str(tiny_folder), target, evaluation=evaluation, max_f1_drop=100, progress=steps.append)
+    return Exported(target, manifest, steps)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +58,11 @@ def distilbert(make_tiny: MakeTiny, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five of the packaged questions, where a test is not about what was measured."""
-    packaged = samples.packaged
-    monkeypatch.setattr(samples, "packaged", lambda name: packaged(name)[:5])
+    """Five of the packaged questions, where a test is not about what was measured, and any drop in F1 will do."""
+    calibration, evaluation = samples.packaged_calibration()[:5], samples.packaged_evaluation()[:5]
+    monkeypatch.setattr(samples, "packaged_calibration", lambda: calibration)
+    monkeypatch.setattr(samples, "packaged_evaluation", lambda: evaluation)
+    monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_: Drop(0, 0, 0))
 
 
 @pytest.fixture
@@ -93,11 +97,20 @@ def test_describes_the_model(exported: Exported, tiny: Checkpoint, kind: str) ->
     assert 0 < fp32.measured["largest_difference_from_pytorch"] < fp32.tolerance == 1e-3
     assert 0 < int8.measured["largest_difference_from_fp32"] == int8.tolerance
     assert 0 < int8.measured["answers_as_fp32"] <= 1
-    assert int8.measured["questions"] == 200
+    assert int8.measured["questions"] == fp32.measured["questions"] == 100
+    for variant in (fp32, int8):
+        assert 0 <= variant.measured["exact_match"] <= variant.measured["f1"] <= 100
+    assert int8.measured["f1_drop"] == pytest.approx(fp32.measured["f1"] - int8.measured["f1"])
+    assert int8.measured["f1_drop_low"] <= int8.measured["f1_drop"] <= int8.measured["f1_drop_high"]
+    assert int8.fp32_matmuls == fp32.fp32_matmuls == {}
+    assert manifest.data["evaluation"].startswith("hundred.json, SHA-256 ")
+    assert manifest.data["calibration"].startswith("calibration.jsonl, SHA-256 ")
 
 
 def test_tells_of_each_step(exported: Exported) -> None:
-    assert [step.split()[0] for step in exported.steps] == ["load", "trace", "fuse", "quantise:", "check", "write"]
+    told = [step.split()[0] for step in exported.steps]
+    tenths = ["cpu-fp32:"] * 10, ["cpu-int8:"] * 10
+    assert told == ["load", "trace", "fuse", "check", "evaluate", *tenths[0], "quantise:", *tenths[1], "int8", "write"]
 
 
 def test_says_nothing_of_where_it_was_made(exported: Exported, tiny_folder: Path) -> None:
@@ -116,6 +129,17 @@ def test_keeps_self_test_inputs_of_several_lengths(exported: Exported) -> None:
     for logits in content["logits"].values():
         assert [[len(side) for side in window] for window in logits] == [[n, n] for n in lengths]
     assert content["logits"]["cpu-int8"] != content["logits"]["cpu-fp32"]
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_question_of_several_windows_will_do_for_the_self_test(distilbert: Path, tmp_path: Path) -> None:
+    question = {"id": "1", "question": QUESTION, "answers": [{"text": "dog"}]}
+    article = {"title": "t", "paragraphs": [{"context": FOX * 100, "qas": [question]}]}
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"data": [article]}))
+    export(str(distilbert), tmp_path / "bundle", evaluation=own, variants=["cpu-fp32"])
+    content = json.loads((tmp_path / "bundle" / SELF_TEST).read_text(encoding="utf-8"))
+    assert len({len(ids) for ids in content["inputs"]}) > 1
 
 
 def test_card_has_the_numbers_of_the_manifest(exported: Exported) -> None:
@@ -224,10 +248,11 @@ STEPS = (
     "load_checkpoint",
     "trace",
     "fuse",
-    "quantize",
-    "saturation_probe",
     "check_fp32",
-    "agreement",
+    "judge",
+    "Quantizer",
+    "release",
+    "saturation_probe",
     "write_card",
     "Reader",
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 import torch
-from tests.unit.export.conftest import logits, random_model, random_windows, save_fused, save_with_tokenizer
+from tests.unit.export.conftest import FAR_UNITS, logits, random_model, random_windows, save_fused, save_with_tokenizer
 from transformers import PreTrainedModel
 
 from distilqa.bundle import Architecture, Bundle
@@ -24,7 +24,7 @@ from distilqa_export.equalize import values
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census
 from distilqa_export.layers import constant, operand
-from distilqa_export.quantize import quantize, quantized_operators
+from distilqa_export.quantize import Quantizer, count_outliers, quantized_operators
 from distilqa_export.rounding import int8_rows, uint8_scale
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def int8(fused: Path, calibration: list[Int64], tiny: Checkpoint) -> Path:
     """Calibrated on windows of all lengths: what reaches farther than anything that was observed is cut off."""
     path = fused.with_name("int8.onnx")
     windows = [*calibration, *(window for length in LENGTHS for window in random_windows(2, length))]
-    ir.save(quantize(fused, windows, tiny.architecture), path)
+    ir.save(Quantizer(fused, windows, tiny.architecture).model(), path)
     return path
 
 
@@ -51,7 +51,7 @@ def run_int8(int8: Path) -> Run:
 @pytest.fixture(scope="module")
 def wide_int8(wide_fused: Path, calibration: list[Int64], wide: Checkpoint) -> Path:
     path = wide_fused.with_name("int8.onnx")
-    ir.save(quantize(wide_fused, calibration, wide.architecture), path)
+    ir.save(Quantizer(wide_fused, calibration, wide.architecture).model(), path)
     return path
 
 
@@ -138,14 +138,14 @@ def test_refuses_a_matmul_whose_input_was_not_observed(
 
     monkeypatch.setattr("distilqa_export.quantize.values", fewer)
     with pytest.raises(ExportError, match="MatMulIntegerToFloat"):
-        quantize(fused, calibration[:1], tiny.architecture)
+        Quantizer(fused, calibration[:1], tiny.architecture).model()
     assert len(named) == 2
 
 
 def test_leaves_the_fused_model_as_it_was(fused: Path, calibration: list[Int64], tiny: Checkpoint) -> None:
     """It is the fp32 variant."""
     before = fused.read_bytes()
-    quantize(fused, calibration[:1], tiny.architecture)
+    Quantizer(fused, calibration[:1], tiny.architecture).model()
     assert fused.read_bytes() == before
 
 
@@ -225,8 +225,9 @@ def test_feed_forward_blocks_have_scales_of_their_own(
 ) -> None:
     """What Gelu made comes back within half a step of its block's scale, in the last block too, which is not full."""
     model = ir.load(wide_int8)
-    quantizers = [node for node in model.graph if (maker := operand(node, 0).producer()) and maker.op_type == "Gelu"]
-    assert [node.op_type for node in quantizers] == ["QuantizeLinear"] * 2
+    after_gelu = [node for node in model.graph if (maker := operand(node, 0).producer()) and maker.op_type == "Gelu"]
+    quantizers = [node for node in after_gelu if node.op_type == "QuantizeLinear"]
+    assert len(quantizers) == 2
     outputs = [value for node in quantizers for value in (*node.inputs, *node.outputs) if value is not None]
     found = with_outputs(model, outputs, tmp_path / "blocks.onnx", calibration[0])
     for units, scales, zeros, rounded in (found[begin : begin + 4] for begin in (0, 4)):
@@ -235,9 +236,61 @@ def test_feed_forward_blocks_have_scales_of_their_own(
         zero = np.repeat(zeros.astype(float), 16, axis=-1)[..., :808]
         # The layers before are rounded too, which may take a few beyond what was calibrated.
         inside = (rounded > 0) & (rounded < 255)
+        inside[..., : len(FAR_UNITS)] = False  # they stay in fp32
         assert inside.mean() > 0.9
         assert (np.abs((rounded - zero) * steps - units) <= 0.51 * steps)[inside].all()
         assert scales[0, 0, 0] > 2 * scales[0, 0, -1]
+
+
+@pytest.mark.parametrize(
+    ("reach", "count"),
+    [
+        ([9.0, 8.0] + [4.0] * 298, 1),
+        ([9.0, 8.1] + [4.0] * 298, 2),
+        ([4.0] * 300, 0),
+        ([9.0] * 4 + [4.0] * 296, 0),
+        ([0.0] * 300, 0),
+        ([5.0], 0),
+    ],
+)
+def test_an_outlier_reaches_twice_as_far_as_all_but_a_hundredth(reach: list[float], count: int) -> None:
+    assert count_outliers(np.array(reach)) == count
+
+
+def test_outliers_stay_in_fp32(wide_int8: Path, wide: Checkpoint) -> None:
+    model = ir.load(wide_int8)
+    products = [node for node in model.graph if node.op_type == "Gemm"]
+    weights = [constant(operand(node, 1)) for node in products]
+    narrow = [module for name, module in wide.model.named_modules() if name.endswith("ffn.lin2")]
+    for found, original in zip(weights, narrow, strict=True):
+        columns = original.weight.detach().numpy()[:, list(FAR_UNITS)].T
+        np.testing.assert_allclose(sorted(found[:, 0]), sorted(columns[:, 0]), rtol=1e-6)
+    int8 = [constant(value) for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8]
+    narrowed = [weight for weight in int8 if weight.shape == (808, wide.architecture.hidden)]
+    assert len(narrowed) == 2
+    for weight in narrowed:
+        assert not weight[: len(FAR_UNITS)].any()
+        assert weight[len(FAR_UNITS) :].any(axis=1).all()
+
+
+def test_outliers_in_fp32_bring_the_shipped_model_nearer(
+    shipped: Checkpoint,
+    shipped_fused: Path,
+    calibration: list[Int64],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def distance() -> float:
+        ir.save(Quantizer(shipped_fused, calibration, shipped.architecture).model(), tmp_path / "int8.onnx")
+        fp32, int8 = (
+            logits_of(runner(open_session(path, threads=2)), calibration)
+            for path in (shipped_fused, tmp_path / "int8.onnx")
+        )
+        return rms(int8 - fp32)
+
+    nearer = distance()
+    monkeypatch.setattr("distilqa_export.quantize.count_outliers", lambda reach: 0)
+    assert nearer < 0.85 * distance()
 
 
 def attentive(scale: float, checkpoint: Path, folder: Path) -> Checkpoint:
@@ -257,7 +310,7 @@ def test_attention_is_rounded_by_rows(
     """Whether a token looks at all others alike, or at one: its greatest weight is 255, and its weights come back."""
     loaded = attentive(scale, checkpoint, tmp_path / "checkpoint")
     fused = save_fused(loaded, tmp_path)
-    model = quantize(fused, calibration, loaded.architecture)
+    model = Quantizer(fused, calibration, loaded.architecture).model()
     softmaxes = [node for node in model.graph if node.op_type == "Softmax"]
     quantizers = [next(node for node, _ in s.outputs[0].uses() if node.op_type == "QuantizeLinear") for s in softmaxes]
     outputs = [value for node in quantizers for value in (*node.inputs, *node.outputs) if value is not None]
@@ -307,3 +360,27 @@ def test_shipped_checkpoint_bit_equal_alone_and_in_a_batch(length: int, threads:
         return [np.array(start), np.array(end)]
 
     assert_equal_alone_and_together(run, random_windows(4, length))
+
+
+@pytest.mark.parametrize("still", ["transformer.layer.0.ffn.lin1.weight", "transformer.layer.0.sa_layer_norm.weight"])
+def test_an_input_that_never_changes(still: str, checkpoint: Path, calibration: list[Int64], tmp_path: Path) -> None:
+    """Its variance is 0, give or take what fp32 rounds off; the weights it meets can be rounded as they come."""
+    model = random_model("distilbert")
+    with torch.no_grad():
+        model.distilbert.get_parameter(still).zero_()
+    loaded = load_checkpoint(str(save_with_tokenizer(model, tmp_path / "checkpoint", checkpoint)))
+    fused = save_fused(loaded, tmp_path)
+    ir.save(Quantizer(fused, calibration, loaded.architecture).model(), tmp_path / "int8.onnx")
+    fp32, int8 = (
+        logits_of(runner(open_session(path, threads=1)), calibration) for path in (fused, tmp_path / "int8.onnx")
+    )
+    assert rms(int8 - fp32) < 0.15 * rms(fp32)
+
+
+def test_refuses_values_that_overflow(checkpoint: Path, calibration: list[Int64], tmp_path: Path) -> None:
+    model = random_model("distilbert")
+    with torch.no_grad():
+        model.distilbert.embeddings.LayerNorm.weight.mul_(1e30)
+    loaded = load_checkpoint(str(save_with_tokenizer(model, tmp_path / "checkpoint", checkpoint)))
+    with pytest.raises(ExportError, match="overflow"), np.errstate(all="ignore"):
+        Quantizer(save_fused(loaded, tmp_path), calibration[:2], loaded.architecture)

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distilqa_export.errors import ExportError
-from distilqa_export.samples import AGREEMENT, CALIBRATION, Sample, packaged, read
-
-PACKAGED = (CALIBRATION, AGREEMENT)
-
-
-def records(name: str) -> list[dict[str, Any]]:
-    text = files("distilqa_export").joinpath("data", name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+from distilqa_export.samples import CALIBRATION, Sample, packaged_calibration, packaged_evaluation, packaged_file, read
 
 
 def line(question: object = "Who?", context: object = "Me.") -> str:
     return json.dumps({"question": question, "context": context})
 
 
-@pytest.mark.parametrize("name", PACKAGED)
-def test_packaged_samples_are_well_formed(name: str) -> None:
-    found = records(name)
+def calibration() -> list[dict[str, Any]]:
+    return [json.loads(one) for one in packaged_file(CALIBRATION).decode().splitlines()]
+
+
+def test_packaged_calibration_is_well_formed() -> None:
+    found = calibration()
     assert len(found) == 200
     assert len({record["id"] for record in found}) == 200
     assert len({record["context"] for record in found}) == 200
@@ -35,13 +30,22 @@ def test_packaged_samples_are_well_formed(name: str) -> None:
         assert record["question"].strip()
         assert record["answers"]
         assert all(answer in record["context"] for answer in record["answers"])
-    assert packaged(name) == [Sample(record["question"], record["context"]) for record in found]
+    assert packaged_calibration() == [Sample(record["question"], record["context"]) for record in found]
+
+
+def test_packaged_evaluation_is_well_formed() -> None:
+    found = packaged_evaluation()
+    assert len(found) == 3000
+    assert len({question.id for question in found}) == 3000
+    assert len({question.context for question in found}) == 1500
+    for question in found:
+        assert question.question.strip()
+        assert all(answer in question.context for answer in question.answers)
 
 
 @pytest.mark.parametrize("field", ["id", "question", "context"])
 def test_what_is_calibrated_on_is_not_judged_on(field: str) -> None:
-    one, other = ({record[field] for record in records(name)} for name in PACKAGED)
-    assert not one & other
+    assert not {record[field] for record in calibration()} & {getattr(q, field) for q in packaged_evaluation()}
 
 
 def test_reads_lines(tmp_path: Path) -> None:

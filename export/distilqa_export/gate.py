@@ -1,0 +1,194 @@
+"""The accuracy gate: what int8 costs in F1, and what has to stay fp32 so that it costs no more than the budget."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from distilqa.answer import Answer
+from distilqa.engine import open_session, usable_cores
+from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question, evaluate
+from distilqa.spans import Float32, Logits, decode
+from distilqa.windows import Int64, Tokenized
+from distilqa_export.check import Run, largest_difference, logits_of, runner
+from distilqa_export.errors import ExportError
+from distilqa_export.quantize import Quantizer
+
+_RESAMPLES = 10_000
+_LEVEL = 95
+
+# A model of which more than this part of the matmuls is fp32 is no int8 model any more.
+_LARGEST_PART_IN_FP32 = 0.25
+
+# Calibration windows that matmuls are ranked by, and that speed is compared on; rounds of the latter.
+_WINDOWS = 50
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A model's answers to the evaluation's questions, and the logits that they come from."""
+
+    evaluation: Evaluation
+    logits: list[list[Logits]]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """By how many points F1 falls, and the interval in which that lies with 95 per cent confidence."""
+
+    points: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """An int8 model within its budget. ``fp32_matmuls`` are left in fp32, with the logit error of each in int8."""
+
+    model: ir.Model
+    judged: Judged
+    fp32_matmuls: Mapping[str, float]
+    measured: dict[str, float]
+
+
+Judge = Callable[[Path], Judged]
+
+
+def judge(
+    model: Path, questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Callable[[str], None]
+) -> Judged:
+    """Answer the questions with a saved model, on a core each. ``tokenized`` has each question by its id.
+
+    ``progress`` is told of each tenth.
+    """
+    run = runner(open_session(model, threads=1))
+    logits: dict[str, list[Logits]] = {}
+
+    def answer(question: Question) -> Answer:
+        logits[question.id] = logits_of(run, tokenized[question.id])
+        return decode(tokenized[question.id], logits[question.id], max_answer_tokens=MAX_ANSWER_TOKENS)[0]
+
+    def tell(done: int) -> None:
+        if done % max(1, len(questions) // 10) == 0:
+            progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
+
+    found = evaluate(questions, answer, lanes=usable_cores(), progress=tell)
+    return Judged(found, [logits[question.id] for question in questions])
+
+
+def release(
+    quantizer: Quantizer,
+    scratch: Path,
+    windows: Sequence[Int64],
+    fp32: Judged,
+    judged_by: Judge,
+    budget: float,
+    progress: Callable[[str], None],
+) -> Released:
+    """Return the int8 model with the fewest matmuls in fp32 whose F1 is within the budget, in points, of fp32's.
+
+    Raises ExportError if there is none with three quarters of the matmuls in int8.
+    """
+    path = scratch / "cpu-int8.onnx"
+    ranked: dict[str, float] = {}
+    for kept in range(int(len(quantizer.matmuls) * _LARGEST_PART_IN_FP32) + 1):
+        if kept == 1:
+            progress(f"rank {len(quantizer.matmuls)} matmuls by the error of their quantisation")
+            ranked = rank(quantizer, scratch, windows[:_WINDOWS])
+        left = dict(list(ranked.items())[:kept])
+        model = quantizer.model(left)
+        ir.save(model, path)
+        judged = judged_by(path)
+        drop = f1_drop(fp32.evaluation, judged.evaluation)
+        progress(f"int8 with {kept} matmuls in fp32 loses {drop.points:.2f} F1 ({drop.low:.2f} to {drop.high:.2f})")
+        if drop.points <= budget:
+            measured = {
+                "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
+                "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
+                "f1_drop": drop.points,
+                "f1_drop_low": drop.low,
+                "f1_drop_high": drop.high,
+            }
+            if left:
+                measured |= cost(quantizer, scratch, path, windows[:_WINDOWS])
+            return Released(model, judged, left, measured)
+    raise ExportError(
+        f"int8 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions, with {kept} of"
+        f" {len(quantizer.matmuls)} matmuls left in fp32; {budget:g} is allowed"
+    )
+
+
+def f1_drop(before: Evaluation, after: Evaluation) -> Drop:
+    """How much F1 falls between two models' answers to the same questions.
+
+    The interval is a paired bootstrap's (Efron, 1979), which draws passages: questions on one are not independent.
+    """
+    losses = 100 * (np.array(before.f1s) - np.array(after.f1s))
+    _, passage = np.unique([question.context for question in before.questions], return_inverse=True)
+    lost, count = np.bincount(passage, losses), np.bincount(passage)
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(_RESAMPLES):
+        drawn = generator.integers(0, len(lost), len(lost))
+        means.append(lost[drawn].sum() / count[drawn].sum())
+    low, high = np.percentile(means, [(100 - _LEVEL) / 2, (100 + _LEVEL) / 2])
+    return Drop(float(losses.mean()), float(low), float(high))
+
+
+def agreement(one: Evaluation, other: Evaluation) -> float:
+    """The share of questions that have the same place for an answer."""
+    pairs = list(zip(one.answers, other.answers, strict=True))
+    return sum((a.start, a.end) == (b.start, b.end) for a, b in pairs) / len(pairs)
+
+
+def rank(quantizer: Quantizer, scratch: Path, windows: Sequence[Int64]) -> dict[str, float]:
+    """The root mean square error of the logits when one matmul alone is int8, by its name, the worst first."""
+
+    def logits(fp32: Sequence[str]) -> Float32:
+        path = scratch / "ranked.onnx"
+        ir.save(quantizer.model(fp32), path)
+        return _all_logits(runner(open_session(path, threads=1)), windows)
+
+    expected = logits(quantizer.matmuls)
+    errors = {
+        name: float(np.sqrt(np.mean((logits([o for o in quantizer.matmuls if o != name]) - expected) ** 2)))
+        for name in quantizer.matmuls
+    }
+    return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
+
+def _all_logits(run: Run, windows: Sequence[Int64]) -> Float32:
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return np.concatenate(
+            [np.array(pair)[:, 0] for pair in pool.map(lambda window: run([window]), windows)], axis=1
+        )
+
+
+def cost(quantizer: Quantizer, scratch: Path, mixed: Path, windows: Sequence[Int64]) -> dict[str, float]:
+    """What the matmuls in fp32 cost over all in int8: bytes, and how many times as long runs take."""
+    whole = scratch / "all-int8.onnx"
+    ir.save(quantizer.model(), whole)
+    runs = [runner(open_session(path, threads=1)) for path in (mixed, whole)]
+    ratios = []
+    for _ in range(_ROUNDS):
+        for window in windows:
+            one, other = (_seconds(run, window) for run in runs)
+            ratios.append(one / other)
+    return {
+        "bytes_for_fp32_matmuls": mixed.stat().st_size - whole.stat().st_size,
+        "times_as_long_as_all_int8": statistics.median(ratios),
+    }
+
+
+def _seconds(run: Run, window: Int64) -> float:
+    began = time.perf_counter()
+    run([window])
+    return time.perf_counter() - began
