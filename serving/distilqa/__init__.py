@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from distilqa.answer import Answer
 from distilqa.errors import (
     BundleError,
+    DatasetError,
     DeadlineExceeded,
     DistilqaError,
     InferenceFailed,
@@ -15,6 +16,9 @@ from distilqa.errors import (
     MissingDependency,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
+    SettingsError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -29,6 +33,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Client",
+    "DatasetError",
     "DeadlineExceeded",
     "DistilqaError",
     "InferenceFailed",
@@ -36,7 +41,10 @@ __all__ = [
     "MissingDependency",
     "ModelNotFound",
     "Overloaded",
+    "PermissionDenied",
     "Reader",
+    "SettingsError",
+    "Unauthenticated",
     "Unavailable",
 ]
 
@@ -47,4 +55,6 @@ _LAZY = {"AsyncClient": "client", "Bundle": "bundle", "Client": "client", "Reade
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(f"distilqa.{_LAZY[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("distilqa")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

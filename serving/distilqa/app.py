@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import signal
+import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from distilqa.bundle import Bundle
+from distilqa.credentials import Callers
 from distilqa.engine import Engine
-from distilqa.errors import DistilqaError
+from distilqa.errors import DistilqaError, SettingsError
 from distilqa.reader import open_windower
 from distilqa.scheduler import Permits, Scheduler
-from distilqa.service import SERVICE, Limits, QuestionAnswering
+from distilqa.service import CallersOnly, Limits, NoMetadata, QuestionAnswering
 from distilqa.settings import ServerSettings
+from distilqa_protos.v1 import SERVICE
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +32,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 # What gRPC itself lets in, so that the limit on requests is ours to explain.
 _LARGEST_MESSAGE_FACTOR = 4
+
+_NO_METADATA = NoMetadata()
 
 # How long the last replies may take to be sent.
 _SEND_S = 1.0
@@ -37,13 +44,16 @@ class BindError(DistilqaError):
 
 
 class Server:
-    """One bundle, served. `start` it on an event loop, and `stop` it there."""
+    """One bundle, served. `start` it on an event loop, and `stop` it there. Raises SettingsError and BundleError."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
+        self._callers = None if settings.credentials is None else Callers.load(settings.credentials)
+        self._tls = _load_tls(settings)
         self._bundle = Bundle.open(settings.bundle)
         self._windower = open_windower(self._bundle)
         self._engine = Engine(self._bundle, settings.variant, threads=settings.threads)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_NO_METADATA)
         self._pool = ThreadPoolExecutor(max_workers=self._engine.threads, thread_name_prefix="text")
         self._health = health.aio.HealthServicer()
         self.address = ""
@@ -58,17 +68,21 @@ class Server:
         settings = self._settings
         self._scheduler = Scheduler(self._engine, lanes=self._engine.threads)
         self._permits = Permits(max_requests=settings.max_requests, max_bytes=settings.max_bytes)
+        manifest = self._bundle.manifest
+        if self._callers is not None and not self._callers.may_use(manifest.name):
+            logger.warning("no caller in %s may use the model %r, which is served", settings.credentials, manifest.name)
         self._server = grpc.aio.server(
+            interceptors=() if self._callers is None else (CallersOnly(self._callers, manifest.name),),
             options=(
                 (
                     "grpc.max_receive_message_length",
                     min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
                 ),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its calls
-            )
+            ),
         )
         service = QuestionAnswering(
-            self._bundle.manifest,
+            manifest,
             self._engine.variant,
             self._windower,
             self._scheduler,
@@ -79,17 +93,28 @@ class Server:
         self._server.add_generic_rpc_handlers((service.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        host = settings.host.strip("[]")
-        host = f"[{host}]" if ":" in host else host
-        try:
-            port = self._server.add_insecure_port(f"{host}:{settings.port}")
-        except RuntimeError as error:
-            raise BindError(
-                f"cannot bind {host}:{settings.port}; is another server there, or the host not this machine's?"
-            ) from error
+        self.address = self._bind()
         await self._server.start()
-        self.address = f"{host}:{port}"
         await self._set_health(_SERVING)
+
+    def _bind(self) -> str:
+        """Bind, and return the address. Raises BindError."""
+        bare = self._settings.host.strip("[]")
+        host = f"[{bare}]" if ":" in bare else bare
+        wanted = f"{host}:{self._settings.port}"
+        try:
+            if self._tls is None:
+                port = self._server.add_insecure_port(wanted)
+            else:
+                port = self._server.add_secure_port(wanted, self._tls)
+        except RuntimeError as error:
+            kind = "" if self._tls is None else ", or the certificate of a kind that gRPC does not take"
+            raise BindError(
+                f"cannot bind {wanted}; is another server there, or the host not this machine's{kind}?"
+            ) from error
+        if self._callers is None and not _is_loopback(bare):
+            logger.warning("without --credentials, whoever reaches %s:%d may call", host, port)
+        return f"{host}:{port}"
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close.
@@ -113,6 +138,42 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, status)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _load_tls(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """What the server proves itself with, if it does. Raises SettingsError.
+
+    Tried with `ssl` first, because gRPC takes any bytes and then fails without saying why.
+    """
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        return None
+    chain, private = _read("tls_certificate", certificate), _read("tls_key", key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(certificate)
+    except ssl.SSLError as error:
+        raise SettingsError(f"tls_certificate: {certificate}: holds no certificate in PEM") from error
+    try:
+        context.load_cert_chain(certificate, key, password="")  # without one, it would ask the terminal
+    except ssl.SSLError as error:
+        problem = error.reason or "it holds no key in PEM without a password"
+        raise SettingsError(f"tls_key: {key}: does not go with {certificate}: {problem}") from error
+    return grpc.ssl_server_credentials([(private, chain)])
+
+
+def _read(setting: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{setting}: {path}: {error.strerror}") from error
 
 
 async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``distilqa export | inspect | serve | ask``.
+"""The command line: ``distilqa export | inspect | eval | serve | ask``.
 
 Each command imports what it needs when it runs, so that each works with its own extra alone, and starts fast.
 """
@@ -7,46 +7,87 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
 from distilqa.errors import DistilqaError, InvalidRequest, MissingDependency
 
-# How many characters of the passage are shown on either side of an answer.
+if TYPE_CHECKING:
+    from distilqa.evaluation import Evaluation, Question
+    from distilqa.reader import Reader
+
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_TOKEN_VARIABLE = "DISTILQA_TOKEN"
+
+# What `ask` calls the arguments that an InvalidRequest names.
+_TYPED = {
+    "question": "QUESTION",
+    "passages": "--passage",
+    "top_k": "--top-k",
+    "max_answer_tokens": "--max-answer-tokens",
+    "doc_stride": "--doc-stride",
+    "target": "--target",
+    "root_certificates": "--root-certificates",
+    "timeout_s": "--timeout",
+    "token": _TOKEN_VARIABLE,
+}
+
+# How many characters of the passage are shown on either side of an answer, and of a long answer at either end.
 _CONTEXT = 60
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 with one line on stderr."""
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown and not getattr(arguments, "any_flags", False):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a character that it cannot encode is no reason to fail
     try:
-        status: int = arguments.run(arguments)
-        return status
+        try:
+            return _run(argv)
+        finally:
+            print(end="", flush=True)  # or Python would, as it ends, and complain if the reader has left
     except DistilqaError as error:
         print(f"distilqa: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
         print(f"distilqa: {error}", file=sys.stderr)
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _drop_output() -> None:
+    """Let go of what stdout does not take, or Python would try again as it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not getattr(arguments, "any_flags", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    status: int = arguments.run(arguments)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,6 +97,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("distilqa"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _add_export(commands)
+
+    inspect = commands.add_parser("inspect", help="verify a bundle and show what is in it")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect.add_argument("--json", action="store_true", help="print the manifest")
+    inspect.set_defaults(run=_inspect)
+
+    evaluation = commands.add_parser("eval", help="measure exact match and F1 on a SQuAD v1.1 file")
+    evaluation.add_argument("bundle", type=Path, metavar="BUNDLE")
+    evaluation.add_argument("file", type=Path, metavar="FILE", help="questions with answers, dev-v1.1.json say")
+    evaluation.add_argument("--variant", help="of the bundle (default: all of them)")
+    evaluation.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write the answers too, for the official script"
+    )
+    evaluation.add_argument("--json", action="store_true", help="print JSON")
+    evaluation.set_defaults(run=_eval)
+
+    serve = commands.add_parser("serve", help="serve a bundle over gRPC")
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+
+    _add_ask(commands)
+    return parser
+
+
+def _add_export(commands: _Commands) -> None:
     export = commands.add_parser("export", help="make a bundle of a PyTorch checkpoint")
     export.add_argument("checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="directory to write")
@@ -66,31 +133,45 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration", type=Path, metavar="FILE",
         help="JSON lines with question and context to choose the int8 scales on (default: a packaged sample of SQuAD)",
     )  # fmt: skip
+    export.add_argument(
+        "--eval", type=Path, metavar="FILE",
+        help="SQuAD v1.1 file to judge int8 on (default: 3,000 packaged questions of SQuAD's development set)",
+    )  # fmt: skip
+    export.add_argument(
+        "--max-f1-drop", type=float, metavar="POINTS",
+        help="F1 that int8 may lose against fp32; matmuls stay fp32 where it must be (default 0.5)",
+    )  # fmt: skip
     export.add_argument("--revision", help="branch, tag or commit on the hub")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
     export.set_defaults(run=_export)
 
-    inspect = commands.add_parser("inspect", help="verify a bundle and show what is in it")
-    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
-    inspect.add_argument("--json", action="store_true", help="print the manifest")
-    inspect.set_defaults(run=_inspect)
 
-    serve = commands.add_parser("serve", help="serve a bundle over gRPC")
-    _add_settings(serve)
-    serve.set_defaults(run=_serve)
-
-    ask = commands.add_parser("ask", help="ask a question")
+def _add_ask(commands: _Commands) -> None:
+    ask = commands.add_parser(
+        "ask",
+        help="ask a question",
+        # Ours, because argparse shows QUESTION last, where --passage would take it for a file.
+        usage="%(prog)s QUESTION --passage FILE [FILE ...] (--bundle BUNDLE | --target HOST:PORT) [options]",
+        epilog=f"A server's token is read from the environment variable {_TOKEN_VARIABLE}: a flag would show in the"
+        " list of processes.",
+    )
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument(
         "--passage",
-        action="append",
+        action="extend",
+        nargs="+",
         required=True,
         metavar="FILE",
-        help="text to answer from, - is stdin; may be repeated",
+        help="texts to answer from, - is stdin; may be repeated",
     )
     where = ask.add_mutually_exclusive_group(required=True)
     where.add_argument("--bundle", type=Path, help="answer here, with this bundle")
     where.add_argument("--target", metavar="HOST:PORT", help="ask this server")
+    ask.add_argument("--tls", action="store_true", help="encrypt, for --target")
+    ask.add_argument(
+        "--root-certificates", type=Path, metavar="FILE",
+        help="encrypt, and trust the certificates in this PEM file (default: the authorities that gRPC knows)",
+    )  # fmt: skip
     ask.add_argument("--variant", help="which variant of the bundle (default: the fastest)")
     ask.add_argument("--top-k", type=int, default=1, help="how many answers (default 1)")
     ask.add_argument("--max-answer-tokens", type=int, default=15, help="longest answer, in tokens (default 15)")
@@ -99,7 +180,6 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for --target (default 30)")
     ask.add_argument("--json", action="store_true", help="print JSON")
     ask.set_defaults(run=_ask)
-    return parser
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -107,27 +187,39 @@ def _export(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        from distilqa_export.export import export
+        from distilqa_export.export import MAX_F1_DROP, export
     except ImportError as error:
         raise MissingDependency(
             f"the exporter is not installed: pip install 'distilqa[export,cpu]' ({error})"
         ) from error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half done is cleared away
     began = time.monotonic()
-    manifest = export(
-        arguments.checkpoint,
-        arguments.output,
-        variants=arguments.variant or VARIANTS,
-        calibration=arguments.calibration,
-        revision=arguments.revision,
-        overwrite=arguments.overwrite,
-        progress=lambda step: print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True),
-    )
+    with _exit_on_sigterm():
+        manifest = export(
+            arguments.checkpoint,
+            arguments.output,
+            variants=arguments.variant or VARIANTS,
+            calibration=arguments.calibration,
+            evaluation=arguments.eval,
+            max_f1_drop=MAX_F1_DROP if arguments.max_f1_drop is None else arguments.max_f1_drop,
+            revision=arguments.revision,
+            overwrite=arguments.overwrite,
+            progress=lambda step: print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True),
+        )
     for name, variant in manifest.variants.items():
         measured = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in variant.measured.items())
         print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
     print(f"wrote {arguments.output}")
     return 0
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves the block as an exception, so that what is half done is cleared away."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -152,10 +244,68 @@ def _inspect(arguments: argparse.Namespace) -> int:
             print(f"  {key.replace('_', ' '):34}{value:.4g}")
         print(f"  {'self-test tolerance':34}{variant.tolerance:.4g}")
         print(f"  {'operators':34}{', '.join(f'{count} {op}' for op, count in variant.operators.items())}")
+        for matmul, error in variant.fp32_matmuls.items():
+            print(f"  {'in fp32: ' + matmul:34}{error:.4g}")
+    for use, questions in manifest.data.items():
+        print(f"{use} on {questions}")
     print("files (digests verified)")
     for name, file in manifest.files.items():
         print(f"  {name:16}{file.bytes:>12,}  {file.sha256}")
     return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from distilqa.evaluation import read_questions
+    from distilqa.reader import Reader
+
+    bundle = Bundle.open(arguments.bundle)
+    variants = list(bundle.manifest.variants) if arguments.variant is None else [bundle.variant(arguments.variant)[0]]
+    if arguments.predictions and len(variants) > 1:
+        raise InvalidRequest("--predictions", f"is one file; choose a --variant of {', '.join(variants)}")
+    questions = read_questions(arguments.file)
+    if arguments.predictions:
+        _check_writable("--predictions", arguments.predictions)
+    # All before the first is measured: what cannot be used here is better found now than after minutes.
+    readers = {variant: Reader(arguments.bundle, variant, threads=1) for variant in variants}
+    results = {}
+    for variant, reader in readers.items():
+        found = _measure(reader, questions)
+        rate = len(questions) / found.seconds
+        results[variant] = {
+            "exact_match": found.exact_match,
+            "f1": found.f1,
+            "questions": len(questions),
+            "answers_per_second": rate,
+        }
+        if not arguments.json:
+            print(f"{variant}: exact match {found.exact_match:.2f}, F1 {found.f1:.2f},", end=" ")
+            print(f"{len(questions):,} questions, {rate:.1f} answers/s", flush=True)
+        if arguments.predictions:
+            arguments.predictions.write_text(json.dumps(found.predictions))
+    if arguments.json:
+        print(json.dumps(results))
+    return 0
+
+
+def _measure(reader: Reader, questions: Sequence[Question]) -> Evaluation:
+    """Answer with a lane a core, each run on its own core: nobody waits for a single answer here."""
+    from distilqa.engine import usable_cores
+    from distilqa.evaluation import MAX_ANSWER_TOKENS, evaluate
+    from distilqa.progress import ProgressBar
+
+    def answer(question: Question) -> Answer:
+        return reader.answer(question.question, question.context, max_answer_tokens=MAX_ANSWER_TOKENS)[0]
+
+    with ProgressBar(reader.engine.variant, len(questions), sys.stderr) as progress:
+        return evaluate(questions, answer, lanes=usable_cores(), progress=progress)
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    """Raise InvalidRequest for a file that cannot be written: better now than when all is done."""
+    try:
+        path.open("a").close()  # what an earlier run has left stays until there is something new
+    except OSError as error:
+        raise InvalidRequest(flag, f"{path}: {error.strerror}") from error
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -167,18 +317,17 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(any_flags=True)
         return
     for name, field in ServerSettings.model_fields.items():
-        default = "" if field.default is None or field.is_required() else f" (default {field.default})"
+        default = "" if field.default is None or field.is_required() else f"default {field.default}, "
+        described = f"{field.description} ({default}{ENV_PREFIX}{name.upper()})"
         if field.is_required():
-            parser.add_argument(
-                name, nargs="?", metavar=name.upper(), help=f"{field.description} ({ENV_PREFIX}{name.upper()})"
-            )
+            parser.add_argument(name, nargs="?", metavar=name.upper(), help=described)
         else:
-            flag = f"--{name.replace('_', '-')}"
-            parser.add_argument(flag, metavar="VALUE", help=f"{field.description}{default}")
+            parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=described)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC would talk on stderr of what our errors say
     try:
         from distilqa.app import Server, serve
         from distilqa.settings import load_settings
@@ -187,9 +336,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def announce(server: Server) -> None:
+        token = f"{_TOKEN_VARIABLE}=... " if settings.credentials else ""
+        tls = " --tls" if settings.tls_certificate else ""
         print(f"Serving {server.description} on {server.address}. Ask it from another terminal:\n")
-        print(f"    echo 'The quick brown fox jumps over the lazy dog.' | {_own_name()} ask"
-              f" 'What does the fox jump over?' --passage - --target {server.address}\n", flush=True)  # fmt: skip
+        print(f"    echo 'The quick brown fox jumps over the lazy dog.' | {token}{_own_name()} ask"
+              f" 'What does the fox jump over?' --passage - --target {server.address}{tls}\n", flush=True)  # fmt: skip
+        if tls:
+            print("For a certificate that no public authority has signed, --root-certificates FILE takes the place of"
+                  " --tls.\n", flush=True)  # fmt: skip
 
     settings = load_settings({name: value for name, value in vars(arguments).items() if name != "run"})
     asyncio.run(serve(settings, announce))
@@ -199,6 +353,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _own_name() -> str:
     """This program, as the user can type it again."""
     own = Path(sys.argv[0])
+    if own.name == "__main__.py":
+        return "python -m distilqa"
     try:
         return str(own.relative_to(Path.cwd())) if own.is_absolute() else str(own)
     except ValueError:
@@ -206,14 +362,23 @@ def _own_name() -> str:
 
 
 def _ask(arguments: argparse.Namespace) -> int:
+    if arguments.passage.count("-") > 1:
+        raise InvalidRequest("--passage", "- may be given once; stdin can be read once")
     passages = [_read_passage(name) for name in arguments.passage]
-    answers = _answers(arguments, passages)
+    files = [os.fsencode(name).decode(errors="replace") for name in arguments.passage]  # so that they can be printed
+    try:
+        answers = _answers(arguments, passages)
+    except InvalidRequest as error:
+        typed = _TYPED | {f"passages[{number}]": f"--passage: {file}" for number, file in enumerate(files)}
+        raise InvalidRequest(typed.get(error.field, error.field), error.problem) from error
     if arguments.json:
-        listed = [asdict(answer) for answer in answers]
-        print(json.dumps({"question": arguments.question, "answers": listed}, ensure_ascii=False))
+        listed = [
+            asdict(answer) | {"file": None if answer.passage is None else files[answer.passage]} for answer in answers
+        ]
+        print(_json({"question": arguments.question, "answers": listed}, sys.stdout))
     else:
         for answer in answers:
-            _show(answer, passages, sys.stdout)
+            _show(answer, passages, files, sys.stdout)
     return 0
 
 
@@ -225,15 +390,34 @@ def _answers(arguments: argparse.Namespace, passages: list[str]) -> list[Answer]
         "allow_no_answer": arguments.allow_no_answer,
     }
     if arguments.bundle:
+        if arguments.tls or arguments.root_certificates:
+            raise InvalidRequest("--tls, --root-certificates", "go with --target; a bundle is read here")
         from distilqa.reader import Reader
 
         return Reader(arguments.bundle, arguments.variant).answer(arguments.question, passages, **options)
     if arguments.variant:
         raise InvalidRequest("--variant", "goes with --bundle; a server has chosen its own")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC would talk on stderr of what our error says
     from distilqa.client import Client
 
-    with Client(arguments.target, timeout_s=arguments.timeout) as client:
+    with Client(
+        arguments.target,
+        token=os.environ.get(_TOKEN_VARIABLE) or None,
+        tls=arguments.tls,
+        root_certificates=arguments.root_certificates,
+        timeout_s=arguments.timeout,
+    ) as client:
         return client.answer(arguments.question, passages, **options)
+
+
+def _json(value: object, out: TextIO) -> str:
+    """JSON with characters as they are, or escaped if ``out`` cannot encode them: what is read must be exact."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(out.encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def _read_passage(name: str) -> str:
@@ -247,8 +431,8 @@ def _read_passage(name: str) -> str:
         raise InvalidRequest("--passage", f"{name}: is not UTF-8 at byte {error.start}") from error
 
 
-def _show(answer: Answer, passages: list[str], out: TextIO) -> None:
-    """An answer with its score, and highlighted where it stands in its passage."""
+def _show(answer: Answer, passages: list[str], files: list[str], out: TextIO) -> None:
+    """An answer with its score, and highlighted where it stands in its passage; of several, with the file's name."""
     if answer.passage is None:
         print(f"(no answer) ({_score(answer)})", file=out)
         return
@@ -257,8 +441,12 @@ def _show(answer: Answer, passages: list[str], out: TextIO) -> None:
     before, after = passage[: answer.start], passage[answer.end :]
     left = before if len(before) <= _CONTEXT else "…" + before[-_CONTEXT:]
     right = after if len(after) <= _CONTEXT else after[:_CONTEXT] + "…"
-    line = " ".join(f"{left}{on}{answer.text}{off}{right}".split())
-    print(f"{answer.text} ({_score(answer)})\n    {line}", file=out)
+    text = " ".join(answer.text.split())
+    if len(text) > 2 * _CONTEXT:
+        text = f"{text[:_CONTEXT]}…{text[-_CONTEXT:]}"
+    line = " ".join(f"{left}{on}{text}{off}{right}".split())
+    file = f"{files[answer.passage]}: " if len(files) > 1 else ""
+    print(f"{text} ({_score(answer)})\n    {file}{line}", file=out)
 
 
 def _score(answer: Answer) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from distilqa.answer import Answer
 from distilqa.errors import (
@@ -17,13 +20,16 @@ from distilqa.errors import (
     MissingDependency,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
-from distilqa.request import check_options, check_text
+from distilqa.request import check_options, check_text, list_passages
 
 try:
     import grpc
 
+    from distilqa_protos.v1 import SERVICE
     from distilqa_protos.v1 import question_answering_pb2 as pb
     from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
 except ImportError as error:
@@ -34,11 +40,20 @@ except ImportError as error:
 DEFAULT_TIMEOUT_S = 30.0
 _LONGEST_TIMEOUT_S = 86400.0
 
+# gRPC's own ways to name a server, which it reads itself.
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
+
+# How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
+_NOT_CONNECTED = "failed to connect to all addresses"
+_PLAIN_HINT = "; this client does not use TLS: does the server?"
+_TLS_HINT = "; this client uses TLS: does the server, with a certificate that is trusted here?"
+
 # UNAVAILABLE alone is tried again: the server did no work for it. Being refused under load is an answer.
 _RETRIES = {
     "methodConfig": [
         {
-            "name": [{"service": "distilqa.v1.QuestionAnswering"}],
+            "name": [{"service": SERVICE}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -63,36 +78,59 @@ class Model:
     architecture: str
     parameters: int
     max_question_tokens: int
+    max_question_characters: int
     window_tokens: int
     max_windows: int
     max_passages: int
+    max_passage_id_characters: int
     max_top_k: int
     max_request_bytes: int
 
 
-class _Deadlines:
-    """What both clients know of a call before it is made: its deadline, and that the client is open."""
+class _Calls:
+    """What both clients know of a call: its deadline, its token, that the client is open, and what a failure means."""
 
-    _timeout_s: float
-    _closed: bool
+    def __init__(self, token: str | None, tls: bool, timeout_s: float) -> None:
+        self._hint = _TLS_HINT if tls else _PLAIN_HINT
+        self._timeout_s = _timeout(timeout_s)
+        self._metadata = () if token is None else (("authorization", f"Bearer {_token(token)}"),)
+        self._closed = False
 
-    def _deadline(self, timeout_s: float | None) -> float:
+    def _options(self, timeout_s: float | None) -> dict[str, Any]:
         if self._closed:
             raise Unavailable("the client is closed")
-        return self._timeout_s if timeout_s is None else _timeout(timeout_s)
+        return {"timeout": self._timeout_s if timeout_s is None else _timeout(timeout_s), "metadata": self._metadata}
+
+    def _error(self, error: grpc.RpcError) -> DistilqaError:
+        found = _error(error)
+        if isinstance(found, Unavailable) and str(found).startswith(_NOT_CONNECTED):
+            return Unavailable(f"{found}{self._hint}")
+        return found
 
 
-class Client(_Deadlines):
+class Client(_Calls):
     """A connection to a server, for threads. Use it as a context manager, or `close` it.
 
-    ``target`` is "host:port". Every call has a deadline of ``timeout_s`` seconds, retries included. Calls that the
-    server did not accept because it was not there (UNAVAILABLE) are tried up to four times.
+    ``target`` is "host:port", or a name of one of gRPC's schemes, "unix:path" say. Every call has a deadline of
+    ``timeout_s`` seconds, retries included. Calls that the server did not accept because it was not there (UNAVAILABLE)
+    are tried up to four times, within a second or two.
+
+    ``token`` goes with every call, for a server that wants credentials. ``tls`` encrypts, and takes the server's
+    certificate if an authority that gRPC knows has signed it, or one in the PEM file ``root_certificates``, which
+    implies ``tls``. Raises InvalidRequest for an argument that cannot be used.
     """
 
-    def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._timeout_s = _timeout(timeout_s)
-        self._closed = False
-        self._channel = grpc.insecure_channel(target, options=_options())
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: str | Path | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        super().__init__(token, tls or root_certificates is not None, timeout_s)
+        self._channel = _connect(target, tls, root_certificates, grpc.secure_channel, grpc.insecure_channel)
         self._stub = QuestionAnsweringStub(self._channel)
 
     def answer(
@@ -112,16 +150,16 @@ class Client(_Deadlines):
         """
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(self._stub.Answer(request, timeout=self._deadline(timeout_s)))
+            return _answers(self._stub.Answer(request, **self._options(timeout_s)))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise self._error(error) from error
 
     def model(self, *, timeout_s: float | None = None) -> Model:
         """What is served. Raises as `answer` does."""
         try:
-            return _model(self._stub.GetModel(pb.GetModelRequest(), timeout=self._deadline(timeout_s)))
+            return _model(self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise self._error(error) from error
 
     def close(self) -> None:
         self._closed = True
@@ -136,13 +174,20 @@ class Client(_Deadlines):
         self.close()
 
 
-class AsyncClient(_Deadlines):
+class AsyncClient(_Calls):
     """`Client` for asyncio: the same methods, awaited."""
 
-    def __init__(self, target: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self._timeout_s = _timeout(timeout_s)
-        self._closed = False
-        self._channel = grpc.aio.insecure_channel(target, options=_options())
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: str | Path | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        super().__init__(token, tls or root_certificates is not None, timeout_s)
+        self._channel = _connect(target, tls, root_certificates, grpc.aio.secure_channel, grpc.aio.insecure_channel)
         self._stub = QuestionAnsweringStub(self._channel)
 
     async def answer(
@@ -159,16 +204,16 @@ class AsyncClient(_Deadlines):
         """As `Client.answer`."""
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(await self._stub.Answer(request, timeout=self._deadline(timeout_s)))
+            return _answers(await self._stub.Answer(request, **self._options(timeout_s)))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise self._error(error) from error
 
     async def model(self, *, timeout_s: float | None = None) -> Model:
         """As `Client.model`."""
         try:
-            return _model(await self._stub.GetModel(pb.GetModelRequest(), timeout=self._deadline(timeout_s)))
+            return _model(await self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
         except grpc.RpcError as error:
-            raise _error(error) from error
+            raise self._error(error) from error
 
     async def close(self) -> None:
         self._closed = True
@@ -183,8 +228,52 @@ class AsyncClient(_Deadlines):
         await self.close()
 
 
-def _options() -> list[tuple[str, str | int]]:
-    return [("grpc.service_config", json.dumps(_RETRIES)), ("grpc.enable_retries", 1)]
+_Channel = TypeVar("_Channel", grpc.Channel, grpc.aio.Channel)
+
+
+def _connect(
+    target: str,
+    tls: bool,
+    root_certificates: str | Path | None,
+    secure: Callable[..., _Channel],
+    insecure: Callable[..., _Channel],
+) -> _Channel:
+    """A channel by one of gRPC's two functions for it. Raises InvalidRequest for what cannot be used."""
+    _check_target(target)
+    options = [("grpc.service_config", json.dumps(_RETRIES)), ("grpc.enable_retries", 1)]
+    if not tls and root_certificates is None:
+        return insecure(target, options=options)
+    roots = None if root_certificates is None else _roots(root_certificates)
+    return secure(target, grpc.ssl_channel_credentials(roots), options=options)
+
+
+def _check_target(target: str) -> None:
+    """Raise InvalidRequest for a URL, and for a host without a port, which gRPC would take for port 443."""
+    check_text("target", target)
+    if target.startswith(_SCHEMES):
+        return
+    found = _HOST_AND_PORT.fullmatch(target)
+    if not found or int(found[2]) > 65535:
+        raise InvalidRequest("target", f'is {target!r}, must be "host:port", "localhost:50051" say')
+
+
+def _roots(path: str | Path) -> bytes:
+    """The file's content. Raises InvalidRequest where gRPC would only fail at the first call, without saying why."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        return Path(path).read_bytes()
+    except OSError as error:
+        problem = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise InvalidRequest("root_certificates", f"{path}: {problem}") from error
+    except (TypeError, ValueError) as error:  # it is no path, or has a NUL
+        raise InvalidRequest("root_certificates", f"{path!r}: {error}") from error
+
+
+def _token(token: str) -> str:
+    """Raise InvalidRequest, which does not repeat it, for a token that no header can carry."""
+    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
+        raise InvalidRequest("token", "must be printable ASCII characters without spaces")
+    return token
 
 
 def _request(
@@ -195,7 +284,7 @@ def _request(
     doc_stride: int | None,
     allow_no_answer: bool,
 ) -> pb.AnswerRequest:
-    texts = [passages] if isinstance(passages, str) else list(passages)
+    texts = list_passages(passages)
     check_text("question", question)
     for number, text in enumerate(texts):
         check_text(f"passages[{number}]", text)
@@ -206,7 +295,7 @@ def _request(
         top_k=top_k,
         max_answer_tokens=max_answer_tokens,
         doc_stride=doc_stride,
-        allow_no_answer=allow_no_answer,
+        allow_no_answer=bool(allow_no_answer),  # as the reader takes it
     )
 
 
@@ -235,9 +324,11 @@ def _model(response: pb.GetModelResponse) -> Model:
         architecture=response.architecture,
         parameters=response.parameters,
         max_question_tokens=limits.question_tokens,
+        max_question_characters=limits.question_characters,
         window_tokens=limits.window_tokens,
         max_windows=limits.windows,
         max_passages=limits.passages,
+        max_passage_id_characters=limits.passage_id_characters,
         max_top_k=limits.top_k,
         max_request_bytes=limits.request_bytes,
     )
@@ -258,6 +349,8 @@ def _error(error: grpc.RpcError) -> DistilqaError:
     simple: dict[grpc.StatusCode, type[DistilqaError]] = {
         grpc.StatusCode.NOT_FOUND: ModelNotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
         grpc.StatusCode.UNAVAILABLE: Unavailable,
         grpc.StatusCode.CANCELLED: Unavailable,  # what gRPC's server ends calls with that arrive as it closes
         grpc.StatusCode.INTERNAL: InferenceFailed,

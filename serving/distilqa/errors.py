@@ -5,9 +5,13 @@
     ├── ModelNotFound       NOT_FOUND            no such model or version is served
     ├── Overloaded          RESOURCE_EXHAUSTED   no permit was free; carries when to try again
     ├── DeadlineExceeded    DEADLINE_EXCEEDED    the deadline passed before the model ran
+    ├── Unauthenticated     UNAUTHENTICATED      the call carries no credentials, or none that are known
+    ├── PermissionDenied    PERMISSION_DENIED    the caller is known, but not allowed to use this model
     ├── Unavailable         UNAVAILABLE          not ready, draining, or out of reach
     ├── InferenceFailed     INTERNAL             the model failed on this entry
     ├── BundleError                              a bundle is missing, damaged, too new, or wrong on this machine
+    ├── DatasetError                             a file of questions is not SQuAD v1.1, or one cannot be answered
+    ├── SettingsError                            a setting, or a file that it names, is not as it must be
     └── MissingDependency                        an extra is not installed, or two that conflict are
 
 The gRPC status of an error is the class's ``status``: the server and the clients map by it, in one place each.
@@ -26,13 +30,13 @@ class DistilqaError(Exception):
 
 
 class InvalidRequest(DistilqaError, ValueError):
-    """What the caller passed cannot be answered. ``field`` is the name of the argument or message field."""
+    """What the caller passed cannot be answered: ``field`` is the argument or message field, ``problem`` says why."""
 
     status = "INVALID_ARGUMENT"
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
-        self.field = field
+        self.field, self.problem = field, problem
 
 
 class ModelNotFound(DistilqaError):
@@ -57,6 +61,18 @@ class DeadlineExceeded(DistilqaError):
     status = "DEADLINE_EXCEEDED"
 
 
+class Unauthenticated(DistilqaError):
+    """The call carries no credentials, or none that are known."""
+
+    status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(DistilqaError):
+    """The caller is known, but not allowed to use this model."""
+
+    status = "PERMISSION_DENIED"
+
+
 class Unavailable(DistilqaError):
     """The server is not ready, is draining, or cannot be reached."""
 
@@ -71,6 +87,14 @@ class InferenceFailed(DistilqaError):
 
 class BundleError(DistilqaError):
     """A bundle is missing, damaged, of a newer schema, or gives other logits on this machine than when it was made."""
+
+
+class DatasetError(DistilqaError):
+    """A file of questions is not SQuAD v1.1, or a question in it cannot be answered."""
+
+
+class SettingsError(DistilqaError):
+    """A setting, or a file that it names, is not as it must be; the message names the setting."""
 
 
 class MissingDependency(DistilqaError):

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, empty_pb2, unknown_fields
@@ -24,15 +25,18 @@ from google.rpc import error_details_pb2, status_pb2
 from distilqa import spans
 from distilqa.answer import Answer
 from distilqa.bundle import Manifest
+from distilqa.credentials import Callers
 from distilqa.errors import DistilqaError, InvalidRequest, ModelNotFound, Overloaded
 from distilqa.request import MAX_TOP_K, check_options
 from distilqa.scheduler import Permits, Ran, Scheduler
 from distilqa.windows import MAX_QUESTION_CHARACTERS, Tokenized, Windower
+from distilqa_protos.v1 import SERVICE
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
-SERVICE = "distilqa.v1.QuestionAnswering"
+# Open to all: the probes that ask for health cannot send credentials.
+_HEALTH = "/grpc.health.v1.Health/"
 
 _DEFAULT_TOP_K = 1
 _DEFAULT_MAX_ANSWER_TOKENS = 15
@@ -44,6 +48,7 @@ _MAX_MESSAGE_CHARACTERS = 1000
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Method = Callable[[bytes, Context], Awaitable[bytes]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +245,48 @@ def _not_utf8(descriptor: Any, raw: bytes) -> str | None:
     return None
 
 
+class CallersOnly(grpc.aio.ServerInterceptor):
+    """Lets in known callers who may use ``model``, and everybody to the health service."""
+
+    def __init__(self, callers: Callers, model: str) -> None:
+        self._callers, self._model = callers, model
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler of the call, or one that refuses it."""
+        if not handler_call_details.method.startswith(_HEALTH):
+            try:
+                self._callers.check(_authorization(handler_call_details), self._model)
+            except Exception as error:  # gRPC would send the words of any that left here
+                return _refusal(error)
+        return await continuation(handler_call_details)
+
+
+class NoMetadata(logging.Filter):
+    """Drops what gRPC logs of metadata that it cannot decode: it quotes them, and they may hold a token."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Invalid encoding")
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> str | None:
+    """What the call carries. Several are joined, as HTTP joins them: together they are nobody's."""
+    sent = [str(value) for key, value in details.invocation_metadata if key == "authorization"]
+    return ", ".join(sent) if sent else None
+
+
+def _refusal(error: Exception) -> Handler:
+    """A handler that answers with an error. One for streams fits every method, and does not wait for a request."""
+
+    async def refuse(_requests: object, _context: Context) -> bytes:
+        raise error
+
+    return grpc.stream_stream_rpc_method_handler(_with_statuses(refuse))
+
+
 def _with_statuses(method: Method) -> Method:
     """Let a method's errors leave as gRPC statuses: ours as they say, anything else as INTERNAL and one log entry."""
 
@@ -248,13 +295,21 @@ def _with_statuses(method: Method) -> Method:
             return await method(raw, context)
         except DistilqaError as error:
             message = str(error)[:_MAX_MESSAGE_CHARACTERS]
-            await context.abort(grpc.StatusCode[error.status], message, trailing_metadata(error))
+            await _abort(context, grpc.StatusCode[error.status], message, trailing_metadata(error))
         except Exception:
             logger.exception("unexpected error in %s", method.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-        raise AssertionError("abort raises")
+            await _abort(context, grpc.StatusCode.INTERNAL, "internal error")
+        return b""  # to nobody: the call is over
 
     return call
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, message: str, trailing: tuple[tuple[str, str | bytes], ...] = ()
+) -> None:
+    """End a call with a status, which raises; but not if the call was over before, its deadline passed say."""
+    with suppress(grpc.aio.InternalError):  # a status that cannot be sent any more, of which gRPC would write a log
+        await context.abort(code, message, trailing)
 
 
 def trailing_metadata(error: DistilqaError) -> tuple[tuple[str, str | bytes], ...]:

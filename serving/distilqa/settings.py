@@ -10,13 +10,12 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from distilqa.engine import MAX_THREADS
-from distilqa.errors import DistilqaError
+from distilqa.errors import SettingsError
 
 ENV_PREFIX = "DISTILQA_"
 
-
-class SettingsError(DistilqaError):
-    """A setting has a value that it cannot have; the message names the setting."""
+# How Kubernetes has pods find a service: for one named distilqa, DISTILQA_PORT is tcp://10.0.0.1:50051 or so.
+_SERVICE_LINK = "tcp://"
 
 
 class ServerSettings(BaseSettings):
@@ -28,6 +27,14 @@ class ServerSettings(BaseSettings):
     variant: str | None = Field(None, description="variant of the bundle; by default the fastest for this machine")
     host: str = Field("127.0.0.1", description="address to bind")
     port: int = Field(50051, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    credentials: Path | None = Field(
+        None, description="TOML file of the callers to let in and their tokens; by default anybody may call"
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file of the certificate chain, RSA or ECDSA (P-256, P-384); by default all is plain",
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a password")
     threads: int | None = Field(
         None, ge=1, le=MAX_THREADS, description="cores to use; by default all that this process may use"
     )
@@ -47,11 +54,19 @@ def load_settings(flags: dict[str, Any]) -> ServerSettings:
         raise SettingsError("; ".join(_problem(details) for details in error.errors())) from error
     if settings.max_bytes < settings.max_request_bytes:
         raise SettingsError("max_bytes: is less than max_request_bytes, so that some requests would never get in")
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise SettingsError("tls_certificate, tls_key: go together, and only one of them is given")
     return settings
 
 
 def _problem(details: ErrorDetails) -> str:
     name = ".".join(map(str, details["loc"]))
     if details["type"] == "missing":
-        return f"{name}: is missing"
-    return f"{name}: {details['msg']} (got {details['input']!r})"
+        return f"{name.upper()}: is missing; pass it, or set {ENV_PREFIX}{name.upper()} (--help shows all settings)"
+    problem = f"{name}: {details['msg']} (got {details['input']!r})"
+    if name == "port" and str(details["input"]).startswith(_SERVICE_LINK):
+        problem += (
+            f"; Kubernetes sets {ENV_PREFIX}PORT so beside a service named distilqa: pass --port, or set"
+            " enableServiceLinks: false in the pod"
+        )
+    return problem

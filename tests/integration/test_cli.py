@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from tests.integration.servers import CLI
+
+from distilqa.bundle import VARIANTS
 
 QUESTION = "What does the fox jump over?"
 PASSAGE = "The quick brown fox jumps over the lazy dog."
@@ -46,17 +51,18 @@ def test_ask_prints_json(bundle: Path, tmp_path: Path) -> None:
     assert len(reply["answers"]) == 2
     best = reply["answers"][0]
     text = second.read_bytes().decode()
-    assert (best["passage"], text[best["start"] : best["end"]]) == (1, best["text"])
+    assert (best["passage"], best["file"], text[best["start"] : best["end"]]) == (1, str(second), best["text"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [
-        (["ask", "", "--passage", "-"], PASSAGE.encode(), "question: is empty"),
-        (["ask", QUESTION, "--passage", "-"], b"", "passages[0]: has no words"),
+        (["ask", "", "--passage", "-"], PASSAGE.encode(), "QUESTION: is empty"),
+        (["ask", QUESTION, "--passage", "-"], b"", "--passage: -: has no words"),
+        (["ask", QUESTION, "--passage", "-", "-"], b"Text.", "--passage: - may be given once; stdin can be read once"),
         (["ask", QUESTION, "--passage", "-"], b"\xff\xfe", "--passage: -: is not UTF-8 at byte 0"),
         (["ask", QUESTION, "--passage", "nowhere"], b"", "--passage: nowhere: No such file or directory"),
-        (["ask", QUESTION, "--passage", "-", "--top-k", "0"], b"x", "top_k: is 0, must be 1 to 100"),
+        (["ask", QUESTION, "--passage", "-", "--top-k", "0"], b"x", "--top-k: is 0, must be 1 to 100"),
         (["ask", QUESTION, "--passage", "-", "--variant", "gpu"], b"x", "it has cpu-fp32, cpu-int8"),
     ],
 )  # fmt: skip
@@ -68,8 +74,9 @@ def test_ask_refuses(bundle: Path, arguments: list[str], stdin: bytes, message: 
     assert len(err.splitlines()) == 1
 
 
-def test_ask_where_nobody_is() -> None:
-    status, _, err = run(["ask", QUESTION, "--passage", "-", "--target", "127.0.0.1:1"], PASSAGE.encode())
+@pytest.mark.parametrize("nowhere", ["127.0.0.1:1", ""])
+def test_ask_where_nobody_is(nowhere: str) -> None:
+    status, _, err = run(["ask", QUESTION, "--passage", "-", "--target", nowhere], PASSAGE.encode())
     assert status == 1
     assert err.startswith("distilqa: ")
     assert len(err.splitlines()) == 1
@@ -79,7 +86,8 @@ def test_ask_where_nobody_is() -> None:
     ("arguments", "message"),
     [
         (["serve", "nowhere"], "nowhere is not a bundle"),
-        (["serve"], "bundle"),
+        (["serve"], "BUNDLE: is missing"),
+        (["serve", "CHECKPOINT"], "it looks like a checkpoint: distilqa export"),
         (["serve", "BUNDLE", "--port", "99999"], "port"),
         (["serve", "BUNDLE", "--port", "abc"], "port"),
         (["serve", "BUNDLE", "--variant", "cuda"], "has no variant 'cuda'"),
@@ -89,13 +97,16 @@ def test_ask_where_nobody_is() -> None:
         (["export", "./nowhere", "-o", "new"], "./nowhere"),
     ],
 )
-def test_commands_refuse(bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    arguments = [str(tmp_path / "new") if a == "new" else str(bundle) if a == "BUNDLE" else a for a in arguments]
+def test_commands_refuse(bundle: Path, checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    named = {"new": tmp_path / "new", "BUNDLE": bundle, "CHECKPOINT": checkpoint}
+    arguments = [str(named.get(argument, argument)) for argument in arguments]
     status, _, err = run(arguments, env={"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_DISABLE_TELEMETRY": "1"})
     assert status == 1
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("distilqa: ")
     assert message in err.splitlines()[-1]
+    if arguments[0] == "serve":  # of which gRPC would talk too
+        assert err.count("\n") == 1
 
 
 def test_settings_come_from_the_environment_too(bundle: Path) -> None:
@@ -130,3 +141,130 @@ def test_inspect_finds_damage_in_any_file(bundle: Path, tmp_path: Path) -> None:
         status, _, err = run(["inspect", str(damaged)])
         assert status == 1
         assert name in err
+
+
+def test_eval(bundle: Path, squad: Path) -> None:
+    """One answer of three is right; "1887" against "the year 1887", two words, has F1 2/3; the third is wrong."""
+    status, out, err = run(["eval", str(bundle), str(squad)])
+    assert status == 0
+    lines = out.splitlines()
+    assert {line.partition(":")[0] for line in lines} == set(VARIANTS)
+    for line in lines:
+        assert ": exact match 33.33, F1 55.56, 3 questions, " in line
+        assert line.endswith(" answers/s")
+    assert {line.partition(":")[0] for line in err.splitlines()} == set(VARIANTS)
+    assert err.count(": 3 of 3, ") == 2
+
+
+def test_eval_prints_json(bundle: Path, squad: Path) -> None:
+    status, out, err = run(["eval", str(bundle), str(squad), "--json"])
+    assert (status, "Traceback" in err) == (0, False)
+    results = json.loads(out)
+    assert set(results) == set(VARIANTS)
+    for result in results.values():
+        assert set(result) == {"exact_match", "f1", "questions", "answers_per_second"}
+        assert result["exact_match"] == pytest.approx(100 / 3)
+        assert result["f1"] == pytest.approx(100 * (1 + 2 / 3) / 3)
+        assert result["questions"] == 3
+        assert result["answers_per_second"] > 0
+
+
+def test_eval_of_one_variant_writes_what_the_official_script_reads(bundle: Path, squad: Path, tmp_path: Path) -> None:
+    predictions = tmp_path / "predictions.json"
+    predictions.write_text("what an earlier run has left, which is longer than what comes now. " * 10)
+    options = ["--variant", "cpu-int8", "--predictions", str(predictions), "--json"]
+    status, out, _ = run(["eval", str(bundle), str(squad), *options])
+    assert (status, list(json.loads(out))) == (0, ["cpu-int8"])
+    assert predictions.read_bytes().isascii()  # so that it can be read in any locale
+    assert json.loads(predictions.read_text()) == {"who": "Renée Solberg", "when": "1887", "wrong": "49 metres"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "SQUAD"], "nowhere is not a bundle: "),
+        (["BUNDLE", "nowhere"], "nowhere: No such file or directory"),
+        (["BUNDLE", "BUNDLE"], ": Is a directory"),
+        (["BUNDLE", "MANIFEST"], "manifest.json: is not a SQuAD v1.1 file"),
+        (["BUNDLE", "SQUAD", "--variant", "gpu"], "has no variant 'gpu'; it has cpu-fp32, cpu-int8"),
+        (["BUNDLE", "SQUAD", "--variant", ""], "has no variant ''; it has cpu-fp32, cpu-int8"),
+        (["BUNDLE", "SQUAD", "--predictions", "FILE"], "--predictions: is one file; choose a --variant of cpu-"),
+        (["BUNDLE", "SQUAD", "--variant", "cpu-int8", "--predictions", "FOLDER"], ": Is a directory"),
+        (
+            ["BUNDLE", "SQUAD", "--variant", "cpu-int8", "--predictions", "nowhere/predictions.json"],
+            "--predictions: nowhere/predictions.json: No such file or directory",
+        ),
+    ],
+)
+def test_eval_refuses_before_it_works(
+    bundle: Path, squad: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    """Nothing but the message is on stderr, so no question was answered."""
+    named = {"BUNDLE": bundle, "SQUAD": squad, "MANIFEST": bundle / "manifest.json"}
+    named |= {"FILE": tmp_path / "predictions.json", "FOLDER": tmp_path}
+    status, out, err = run(["eval", *(str(named.get(argument, argument)) for argument in arguments)])
+    assert (status, out) == (1, "")
+    assert err.startswith("distilqa: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "predictions.json").exists()
+
+
+def many_questions(squad: Path, count: int) -> None:
+    """Make the file of three questions one of so many."""
+    content = json.loads(squad.read_text(encoding="utf-8"))
+    (paragraph,) = content["data"][0]["paragraphs"]
+    paragraph["qas"] = [paragraph["qas"][0] | {"id": f"q{number}"} for number in range(count)]
+    squad.write_text(json.dumps(content))
+
+
+def test_eval_of_a_question_that_cannot_be_answered(bundle: Path, squad: Path) -> None:
+    many_questions(squad, 3)
+    squad.write_text(squad.read_text().replace("Who built the lighthouse?", " ", 1))
+    status, out, err = run(["eval", str(bundle), str(squad), "--variant", "cpu-int8"])
+    assert (status, out, err) == (1, "", "distilqa: question q0: question: is empty\n")
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_eval_is_interrupted(bundle: Path, squad: Path, tmp_path: Path) -> None:
+    """Ctrl-C, after a tenth is done; what an earlier run has written stays."""
+    many_questions(squad, 4000)
+    predictions = tmp_path / "predictions.json"
+    predictions.write_text("{}")
+    command = [*CLI, "eval", str(bundle), str(squad), "--variant", "cpu-int8", "--predictions", str(predictions)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert first.startswith("cpu-int8: 400 of 4,000, ")
+    assert (process.returncode, out) == (130, "")
+    assert all(line.startswith("cpu-int8: ") for line in err.splitlines())
+    assert "4,000 of 4,000" not in err
+    assert predictions.read_text() == "{}"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "BUNDLE"]])
+def test_a_reader_that_has_left(bundle: Path, arguments: list[str]) -> None:
+    """Python would complain as it ends, where what it has kept for the pipe cannot go out."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [*CLI, *(str(bundle) if argument == "BUNDLE" else argument for argument in arguments)]
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "BUNDLE"]])
+def test_a_disk_that_is_full(bundle: Path, arguments: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [*CLI, *(str(bundle) if argument == "BUNDLE" else argument for argument in arguments)]
+    with Path("/dev/full").open("wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (1, b"distilqa: [Errno 28] No space left on device\n")
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "distilqa", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{version('distilqa')}\n", "")

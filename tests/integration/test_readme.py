@@ -1,7 +1,7 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, and the benchmarks run at their smallest.
+asked, SQuAD's file, which the reader has downloaded, has three questions, and the benchmarks run at their smallest.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.integration.hub import Repository, serve
 from tests.integration.servers import serving
 
 ADDRESS = "localhost:50051"
+PRINTED_ADDRESS = "127.0.0.1:50051"  # as the server has it in the command that it prints
 TARGET_ID = "distilbert/distilbert-base-uncased-distilled-squad"
 
 # `make test` is what runs this test.
@@ -42,22 +43,24 @@ def blocks() -> list[tuple[str, str]]:
 class Shell:
     """Runs the README's blocks in one directory, keeping the servers that they start."""
 
-    def __init__(self, directory: Path, environment: dict[str, str], stack: ExitStack) -> None:
+    def __init__(self, directory: Path, environment: dict[str, str], evaluation: Path, stack: ExitStack) -> None:
         self.directory, self.environment, self.stack = directory, environment, stack
+        self.smallest = SMALLEST | {"distilqa export": f"--eval {evaluation} --max-f1-drop 100"}
         self.address = ADDRESS
 
     def run(self, command: str) -> str:
         """Run a command and return what it prints; one that serves stays in the background."""
         in_checkout = command.startswith(("make ", ".venv/bin/python ", "python3 -m venv", "venv/"))
         directory = ROOT if in_checkout else self.directory
-        for name, options in SMALLEST.items():
+        for name, options in self.smallest.items():
             command = command.replace(name, f"{name} {options}")
         command = re.sub(r"^\.venv/bin/python ", f"{sys.executable} ", command)
         command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
         command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
         command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
-        if command in ("make serve", "distilqa serve bundle"):
+        command = command.replace(PRINTED_ADDRESS, self.address)
+        if command.startswith(("make serve", "distilqa serve ")):
             serving_now = serving(shlex.split(command), cwd=directory, env=self.environment)
             self.address = self.stack.enter_context(serving_now)[1]
             return ""
@@ -73,7 +76,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def shell(tmp_path: Path, squad: Path, evaluation: Path) -> Iterator[Shell]:
+    assert squad == tmp_path / "dev-v1.1.json"
     with ExitStack() as stack:
         hub = stack.enter_context(serve(Repository(TARGET_ID, CHECKPOINT, commit="0" * 40)))
         environment = os.environ | {
@@ -82,7 +86,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
-        yield Shell(tmp_path, environment, stack)
+        yield Shell(tmp_path, environment, evaluation, stack)
 
 
 def test_every_block_runs(shell: Shell) -> None:
@@ -104,7 +108,7 @@ def test_every_block_runs(shell: Shell) -> None:
     for text in printed.values():
         assert "Traceback" not in text
     asked = [text for command, text in printed.items() if "ask" in command or "answer" in command]
-    assert len(asked) == 7
+    assert len(asked) == 9
     assert all("lazy dog" in text for text in asked)
 
 

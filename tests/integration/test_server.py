@@ -27,7 +27,7 @@ from distilqa import (
     Reader,
     Unavailable,
 )
-from distilqa_export.samples import AGREEMENT, packaged
+from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
 
@@ -38,7 +38,7 @@ SERVICE = "distilqa.v1.QuestionAnswering"
 
 def test_answers_as_the_reader_does(target: str, bundle: Path) -> None:
     reader = Reader(bundle)
-    samples = packaged(AGREEMENT)[:40]
+    samples = packaged_evaluation()[:40]
     with Client(target) as client:
         for sample in samples:
             expected = reader.answer(sample.question, sample.context, top_k=3)
@@ -48,7 +48,7 @@ def test_answers_as_the_reader_does(target: str, bundle: Path) -> None:
 async def test_answers_in_company_as_alone(target: str, bundle: Path) -> None:
     """Many at once, short ones of equal length among them, get bit for bit what each gets alone."""
     reader = Reader(bundle, threads=1)
-    pairs = [(sample.question, sample.context) for sample in packaged(AGREEMENT)[:30]]
+    pairs = [(sample.question, sample.context) for sample in packaged_evaluation()[:30]]
     pairs += [(QUESTION, f"The quick brown fox jumps over {number} dogs.") for number in range(10, 40)]
     async with AsyncClient(target) as client:
         served = await asyncio.gather(*(client.answer(question, passage) for question, passage in pairs))
@@ -343,9 +343,20 @@ def test_a_second_server_on_the_port_is_refused(target: str, bundle: Path) -> No
     port = target.rpartition(":")[2]
     done = subprocess.run([*CLI, "serve", str(bundle), "--port", port], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"distilqa: cannot bind 127.0.0.1:{port}; is another server there")
+    assert done.stderr.count("\n") == 1  # of which gRPC would talk too
+    assert done.stderr.startswith(f"distilqa: cannot bind 127.0.0.1:{port}; is another server there")
 
 
 def test_nobody_there() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
         client.answer(QUESTION, PASSAGE, timeout_s=20)
+
+
+def test_a_path_that_is_no_text_ends_nothing(target: str) -> None:
+    with grpc.insecure_channel(target) as channel:
+        open_call: Any = channel.unary_unary
+        call = open_call(b"/\xff")
+        with pytest.raises(grpc.RpcError):
+            call(b"", timeout=10)
+    with Client(target) as client:
+        assert client.answer(QUESTION, PASSAGE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,8 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # which a command sets too
+    monkeypatch.setenv("GRPC_VERBOSITY", "NONE")  # likewise
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")  # likewise
 
 
 class Terminal(io.StringIO):
@@ -30,9 +34,9 @@ class Terminal(io.StringIO):
 
 
 def shown(passage: str, start: int, end: int, out: io.StringIO | None = None, score: float = 0.183) -> str:
-    """What is printed of an answer in the second of two passages."""
+    """What is printed of an answer in the only passage."""
     out = io.StringIO() if out is None else out
-    _show(Answer(passage[start:end], start, end, score, 1), ["another passage", passage], out)
+    _show(Answer(passage[start:end], start, end, score, 0), [passage], ["file.txt"], out)
     return out.getvalue()
 
 
@@ -43,9 +47,12 @@ def shown(passage: str, start: int, end: int, out: io.StringIO | None = None, sc
         ("fox", 0, 3, "fox (0.18)\n    [fox]\n"),
         ("a\r\n \t b\nfox\u3000c", 8, 11, "fox (0.18)\n    a b [fox] c\n"),
         ("l" * 60 + "fox" + "r" * 60, 60, 63, f"fox (0.18)\n    {'l' * 60}[fox]{'r' * 60}\n"),
+        ("a fox\r\n and\ta dog b", 2, 17, "fox and a dog (0.18)\n    a [fox and a dog] b\n"),
+        ("f" * 120, 0, 120, f"{'f' * 120} (0.18)\n    [{'f' * 120}]\n"),
+        (f"{'f' * 60}XX{'x' * 60}", 0, 122, f"{'f' * 60}…{'x' * 60} (0.18)\n    [{'f' * 60}…{'x' * 60}]\n"),
         ("Xl" + "l" * 59 + "fox" + "r" * 60 + "X", 61, 64, f"fox (0.18)\n    …{'l' * 60}[fox]{'r' * 60}…\n"),
     ],
-    ids=["plain", "whole passage", "white space", "just fits", "cut"],
+    ids=["plain", "whole", "space", "just fits", "space inside", "answer just fits", "answer cut", "cut"],
 )
 def test_answer_in_its_passage(passage: str, start: int, end: int, expected: str) -> None:
     assert shown(passage, start, end) == expected
@@ -71,8 +78,54 @@ def test_no_color(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
 
 def test_no_answer() -> None:
     out = io.StringIO()
-    _show(Answer("", 0, 0, 0.5, None), ["a fox"], out)
+    _show(Answer("", 0, 0, 0.5, None), ["a fox", "a dog"], ["fox.txt", "dog.txt"], out)
     assert out.getvalue() == "(no answer) (0.50)\n"
+
+
+def test_answer_in_one_of_several_files() -> None:
+    out = io.StringIO()
+    _show(Answer("dog", 2, 5, 0.5, 1), ["a fox", "a dog"], ["fox.txt", "dog.txt"], out)
+    assert out.getvalue() == "dog (0.50)\n    dog.txt: a [dog]\n"
+
+
+@pytest.mark.parametrize("several", [("--passage", "{}", "--passage", "{}"), ("--passage", "{}", "{}")])
+def test_file_of_each_answer_in_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], several: tuple[str, ...]
+) -> None:
+    """Also of one whose name is not UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    names = iter(("fox", os.fsdecode(b"caf\xe9")))
+    flags = [flag.format(next(names)) if "{}" in flag else flag for flag in several]
+    for name in (b"fox", b"caf\xe9"):
+        Path(os.fsdecode(name)).write_text("a fox")
+    answers = [Answer("fox", 2, 5, 0.5, 1), Answer("fox", 2, 5, 0.25, 0), Answer("", 0, 0, 0.1, None)]
+    monkeypatch.setattr("distilqa.cli._answers", lambda *_: answers)
+    assert main(["ask", "Who?", *flags, "--bundle", "b", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.encode()
+    listed = json.loads(out)["answers"]
+    assert [(answer["passage"], answer["file"]) for answer in listed] == [(1, "caf\ufffd"), (0, "fox"), (None, None)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [
+        ([], "caf\xe9 ? (0.50)\n    caf\xe9: a [caf\xe9 ?]\n"),
+        (["--json"], '{"question": "Who?", "answers": [{"text": "caf\\u00e9 \\ud83e\\udd8a", '),
+    ],
+)
+def test_a_terminal_that_cannot_show_every_character(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str], printed: str
+) -> None:
+    """People see what can be shown, programs read what there is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("café", "other"):
+        Path(name).write_text("a café 🦊", encoding="utf-8")
+    monkeypatch.setattr("distilqa.cli._answers", lambda *_: [Answer("café 🦊", 2, 8, 0.5, 0)])
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))
+    assert main(["ask", "Who?", "--passage", "café", "other", "--bundle", "b", *flags]) == 0
+    assert out.getvalue().decode("latin-1").startswith(printed)
 
 
 CONTENT = "\ufeffLine one\r\nline two\n\rCafe\u0301 😀\0"
@@ -117,6 +170,7 @@ def test_passage_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     [
         ("{cwd}/.venv/bin/distilqa", ".venv/bin/distilqa"),
         ("/elsewhere/bin/distilqa", "distilqa"),
+        ("/elsewhere/distilqa/__main__.py", "python -m distilqa"),
         ("bin/distilqa", "bin/distilqa"),
     ],
 )
@@ -134,6 +188,7 @@ def test_own_name_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["ask"], "QUESTION"),
         (["ask", "Who?", "--bundle", "b"], "--passage"),
         (["ask", "Who?", "--passage", "p"], "--bundle --target"),
+        (["ask", "--passage", "p", "Who?", "--bundle", "b"], "QUESTION"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--target", "h:1"], "--target"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--top-k", "many"], "--top-k"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--max-answer-tokens", "1.5"], "--max-answer-tokens"),
@@ -142,6 +197,8 @@ def test_own_name_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["export", "checkpoint"], "--output"),
         (["export", "checkpoint", "-o", "b", "--variant", "cpu-int4"], "cpu-int4"),
         (["inspect"], "BUNDLE"),
+        (["eval"], "BUNDLE"),
+        (["eval", "b"], "FILE"),
         (["serve", "b", "--novelty"], "--novelty"),
     ],
 )
@@ -161,8 +218,37 @@ def test_arguments_that_argparse_refuses(argv: list[str], named: str, capsys: py
             ["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--variant", "cpu-fp32"],
             "--variant: goes with --bundle; a server has chosen its own",
         ),
+        (
+            ["ask", "Who?", "--passage", "p", "--bundle", "b", "--tls"],
+            "--tls, --root-certificates: go with --target; a bundle is read here",
+        ),
+        (
+            ["ask", "Who?", "--passage", "p", "--bundle", "b", "--root-certificates", "p"],
+            "--tls, --root-certificates: go with --target; a bundle is read here",
+        ),
+        (
+            ["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--root-certificates", "missing"],
+            "--root-certificates: missing: No such file or directory",
+        ),
+        (["ask", "", "--passage", "p", "--target", "localhost:0", "--top-k", "0"], "--top-k: is 0, must be 1 to 100"),
+        (
+            ["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--max-answer-tokens", "0"],
+            "--max-answer-tokens: is 0, must be ",
+        ),
+        (
+            ["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--doc-stride", "-1"],
+            "--doc-stride: is -1, must be 0 or ",
+        ),
+        (["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--timeout", "0"], "--timeout: is 0.0, must "),
+        (["ask", "\udce9", "--passage", "p", "--target", "localhost:0"], "QUESTION: is not valid Unicode at "),
+        (["ask", "Who?", "--passage", "p", "--target", "\udce9"], "--target: is not valid Unicode at "),
+        (["ask", "Who?", "--passage", "p", "--target", "localhost"], "--target: is 'localhost', must be \"host:port\""),
         (["inspect", "b"], "b is not a bundle: "),
-        (["serve"], "bundle: "),
+        (["eval", "b", "p"], "b is not a bundle: "),
+        (["serve"], "BUNDLE: is missing; pass it, or set DISTILQA_BUNDLE "),
+        (["serve", "b", "--tls-key", "p"], "tls_certificate, tls_key: go together, and only one of them is given"),
+        (["serve", "b", "--credentials", "p"], "credentials: p: "),
+        (["serve", "b", "--tls-certificate", "p", "--tls-key", "p"], "tls_certificate: p: holds no certificate in PEM"),
         (["serve", "b", "--port", "-1"], "port: "),
         (["serve", "b"], "b is not a bundle: "),
     ],
@@ -183,6 +269,41 @@ def test_errors_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_token_that_no_header_can_carry(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILQA_TOKEN", "two words")
+    (tmp_path / "p").write_text("A fox.")
+    assert main(["ask", "Who?", "--passage", str(tmp_path / "p"), "--target", "localhost:0"]) == 1
+    assert capsys.readouterr().err == "distilqa: DISTILQA_TOKEN: must be printable ASCII characters without spaces\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "named"), [("passages", "--passage"), ("passages[1]", "--passage: q"), ("novelty", "novelty")]
+)
+def test_what_a_server_refuses_is_named_as_it_was_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], field: str, named: str
+) -> None:
+    def refuse(*_: object) -> list[Answer]:
+        raise InvalidRequest(field, "is: odd")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("p", "q"):
+        Path(name).write_text("A fox.")
+    monkeypatch.setattr("distilqa.cli._answers", refuse)
+    assert main(["ask", "Who?", "--passage", "p", "q", "--target", "localhost:0"]) == 1
+    assert capsys.readouterr().err == f"distilqa: {named}: is: odd\n"
+
+
+def test_export_is_stopped_and_leaves_the_signal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("distilqa_export.export.export", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "checkpoint", "-o", "bundle"])
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: object) -> None:
         raise KeyboardInterrupt
@@ -191,19 +312,22 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["inspect", "b"]) == 130
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["inspect"], ["ask"], ["serve"]])
+@pytest.mark.parametrize("command", [[], ["export"], ["inspect"], ["eval"], ["ask"], ["serve"]])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
     assert " ".join(["usage: distilqa", *command]) in out
+    if command == ["ask"]:
+        assert "DISTILQA_TOKEN" in out
     if command == ["serve"]:
-        assert "DISTILQA_BUNDLE" in out
         for name in set(ServerSettings.model_fields) - {"bundle"}:
             assert f"--{name.replace('_', '-')} VALUE" in out
-        assert "(default 50051)" in out
-        assert "(default None)" not in out
+        for name in ServerSettings.model_fields:
+            assert f"DISTILQA_{name.upper()})" in out
+        assert "(default 50051, DISTILQA_PORT)" in " ".join(out.split())
+        assert "default None" not in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib.metadata import version
 
 import grpc
 import pytest
@@ -33,6 +34,10 @@ def test_exported(error: type[DistilqaError]) -> None:
     assert error.__name__ in distilqa.__all__
 
 
+def test_version_is_the_package_s() -> None:
+    assert distilqa.__version__ == version("distilqa")
+
+
 def test_everything_exported_is_there() -> None:
     assert [name for name in distilqa.__all__ if not hasattr(distilqa, name)] == []
     assert not hasattr(distilqa, "novelty")
@@ -41,7 +46,7 @@ def test_everything_exported_is_there() -> None:
 def test_invalid_request() -> None:
     error = InvalidRequest("passages[3]", "is empty")
     assert isinstance(error, ValueError)
-    assert (error.field, str(error)) == ("passages[3]", "passages[3]: is empty")
+    assert (error.field, error.problem, str(error)) == ("passages[3]", "is empty", "passages[3]: is empty")
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 0.5])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from distilqa.settings import ENV_PREFIX, ServerSettings, SettingsError, load_settings
+from distilqa.errors import SettingsError
+from distilqa.settings import ENV_PREFIX, ServerSettings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,9 @@ def test_defaults() -> None:
         "variant": None,
         "host": "127.0.0.1",
         "port": 50051,
+        "credentials": None,
+        "tls_certificate": None,
+        "tls_key": None,
         "threads": None,
         "max_requests": 512,
         "max_bytes": 64 << 20,
@@ -47,6 +51,9 @@ GOOD: dict[str, tuple[str, Any]] = {
     "variant": ("cpu-fp32", "cpu-fp32"),
     "host": ("::", "::"),
     "port": ("0", 0),
+    "credentials": ("callers.toml", Path("callers.toml")),
+    "tls_certificate": ("certificate.pem", Path("certificate.pem")),
+    "tls_key": ("key.pem", Path("key.pem")),
     "threads": ("1", 1),
     "max_requests": ("1", 1),
     "max_bytes": (str(256 << 10), 256 << 10),
@@ -57,6 +64,10 @@ GOOD: dict[str, tuple[str, Any]] = {
 }
 
 
+# What a setting does not go without.
+WITH = {"tls_certificate": {"tls_key": "key.pem"}, "tls_key": {"tls_certificate": "certificate.pem"}}
+
+
 def test_every_setting_is_tried_here() -> None:
     assert set(GOOD) == set(ServerSettings.model_fields)
 
@@ -64,11 +75,17 @@ def test_every_setting_is_tried_here() -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_flag(name: str) -> None:
     text, value = GOOD[name]
-    assert getattr(load_settings({"bundle": "somewhere", name: text}), name) == value
+    assert getattr(load_settings({"bundle": "somewhere", name: text} | WITH.get(name, {})), name) == value
 
 
 def test_requests_that_would_never_get_in() -> None:
     assert "max_bytes" in problem_of({"bundle": "somewhere", "max_bytes": "999", "max_request_bytes": "1000"})
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_a_certificate_goes_with_its_key(name: str) -> None:
+    problem = problem_of({"bundle": "somewhere", name: "file.pem"})
+    assert problem == "tls_certificate, tls_key: go together, and only one of them is given"
 
 
 def test_smallest_request() -> None:
@@ -79,7 +96,8 @@ def test_smallest_request() -> None:
 def test_environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     text, value = GOOD[name]
     monkeypatch.setenv(ENV_PREFIX + name.upper(), text)
-    assert getattr(load_settings({"bundle": None if name == "bundle" else "somewhere"}), name) == value
+    flags = {"bundle": None if name == "bundle" else "somewhere"}
+    assert getattr(load_settings(flags | WITH.get(name, {})), name) == value
 
 
 def test_the_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +116,10 @@ def test_a_flag_of_zero_is_given() -> None:
 def test_other_variables_are_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "1")
     monkeypatch.setenv("DISTILQA_OTHER", "1")
-    assert load_settings({"bundle": "somewhere"}).port == 50051
+    monkeypatch.setenv("DISTILQA_TOKEN", "of the command that asks")
+    settings = load_settings({"bundle": "somewhere"})
+    assert settings.port == 50051
+    assert "of the command" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +154,17 @@ def test_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, bad: str
     assert f"(got {bad!r})" in problem
 
 
+def test_a_port_from_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILQA_PORT", "tcp://10.0.0.1:50051")
+    problem = problem_of({"bundle": "somewhere"})
+    assert problem.startswith("port: ")
+    assert "(got 'tcp://10.0.0.1:50051')" in problem
+    assert "--port" in problem
+    assert "enableServiceLinks: false" in problem
+    assert load_settings({"bundle": "somewhere", "port": "1"}).port == 1
+    assert "Kubernetes" not in problem_of({"bundle": "somewhere", "port": "http"})
+
+
 def test_every_bad_value_is_named() -> None:
     problem = problem_of({"bundle": "somewhere", "port": "x", "threads": "y"})
     assert "port: " in problem
@@ -140,7 +172,7 @@ def test_every_bad_value_is_named() -> None:
 
 
 def test_missing_bundle() -> None:
-    assert problem_of({"bundle": None}).startswith("bundle: ")
+    assert problem_of({"bundle": None}).startswith("BUNDLE: is missing; pass it, or set DISTILQA_BUNDLE ")
 
 
 def test_unknown_flag() -> None:
