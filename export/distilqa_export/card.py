@@ -1,62 +1,124 @@
-"""The model card of a bundle: what it is, and only numbers that were measured."""
+"""The model card of a bundle (after Mitchell et al., 2019): what it is, and only numbers that were measured.
+
+What the checkpoint says of itself, in the metadata at the head of its own card, is repeated as it stands; what it does
+not say is written as unknown.
+"""
 
 from __future__ import annotations
 
-from distilqa.bundle import File, Manifest
+from typing import Any
+
+import yaml
+from huggingface_hub import RepoCard
+
+from distilqa.bundle import File, Manifest, Variant
 from distilqa_export.checkpoint import Checkpoint
 
-_INT8 = """int8: weights with one scale a column, activations with static scales (the least and greatest values seen in
-calibration, after equalising), word embeddings and attention's weights with one scale a row. The rest is fp32.
+_UNKNOWN = "unknown: the checkpoint does not say"
 
-"""
+_PAPERS = {
+    "distilbert": "DistilBERT: Sanh, Debut, Chaumond and Wolf, \"DistilBERT, a distilled version of BERT: smaller,"
+    " faster, cheaper and lighter\", 2019, arXiv:1910.01108",
+    "bert": "BERT: Devlin, Chang, Lee and Toutanova, \"BERT: Pre-training of Deep Bidirectional Transformers for"
+    " Language Understanding\", 2019, arXiv:1810.04805",
+}  # fmt: skip
 
 
 def write_card(manifest: Manifest, checkpoint: Checkpoint, files: dict[str, File]) -> str:
-    """The card as Markdown. What is not known is said to be unknown."""
+    """The card as Markdown. ``files`` are those of the bundle that are written."""
+    said = _metadata(checkpoint.card)
     shape = manifest.architecture
-    rows = "\n".join(
-        f"| {name} | {variant.precision} | {files[variant.file].bytes / 1e6:.1f} MB | {_measured(variant.measured)} |"
-        for name, variant in manifest.variants.items()
-    )
-    scores = "\n".join(
-        "| {} | {questions:,.0f} | {exact_match:.2f} | {f1:.2f} |".format(name, **variant.measured)
-        for name, variant in manifest.variants.items()
-    )
-    tools = ", ".join(f"{name} {version}" for name, version in manifest.tools.items())
+    # Blank lines part the sections; none of them begins or ends with one.
     return f"""# {manifest.name}
 
 An extractive question-answering model as a distilqa bundle. It finds the span of a passage that answers a question.
 
-## Use
-For English questions on passages that hold the answer, unless the checkpoint's own card says otherwise. An answer is
-always a span of a passage, also where no span answers the question: read its score, or allow "no answer".
-Not for decisions about people, nor as a source of facts: an answer is only as right as its passage.
-
-## Where it comes from
+## Model
 - Checkpoint: `{manifest.source.checkpoint}`, revision {manifest.source.revision or "unknown (a local folder)"},
   SHA-256 of the weights `{manifest.source.weights_sha256}`
 - Architecture: {shape.type}, {shape.layers} layers of {shape.hidden}, {shape.heads} heads, feed-forward
   {shape.feed_forward}, {shape.parameters:,} parameters
-- Made {manifest.created} with {tools}
+- Language: {said.get("language", _UNKNOWN)}
+- Licence of the checkpoint: {said.get("license", _UNKNOWN)}
 
-## Variants
-| variant | precision | size | measured at export |
-|---|---|---|---|
-{rows}
+## What it is for
+Answering questions in the language that it was trained on from passages that hold the answer. An answer is always a
+span of a passage, word for word; its score says how sure the model is of it beside the other spans.
 
-{_INT8 if any(v.precision == "int8" for v in manifest.variants.values()) else ""}## Accuracy
+## Misuse
+- Questions whose passages do not hold the answer: some span is returned all the same. Read its score, or allow
+  "no answer", which means little for a checkpoint that was never trained on unanswerable questions.
+- As a source of facts: an answer is only as right as its passage, and the model does not check it.
+- Decisions about people, and any use where a wrong answer does harm that nobody would notice.
+
+## Limits and biases
+It answers by what stands in the text beside the question's words, without arithmetic, without knowledge of the world
+beyond its training, and within windows of {manifest.window_tokens} tokens: what only two distant places of a passage
+say together is not found. It has the biases of what it and its encoder were trained on, names, places and genders
+among them; none was measured for this bundle. The checkpoint's own card, below, may say more.
+
+## Training
+- Data: {said.get("datasets", _UNKNOWN)}
+- Started from: {said.get("base_model", _UNKNOWN)}
+- Procedure: what the checkpoint's own card says, below. This export trained nothing.
+
+## Evaluation
 Exact match and F1 by SQuAD v1.1's metric, answers of up to 30 tokens, on {manifest.data["evaluation"]}.
 
 | variant | questions | exact match | F1 |
 |---|---|---|---|
-{scores}
+{_scores(manifest)}
 {_int8_against_fp32(manifest)}
-## Limits and biases
-Those of the checkpoint and of what it was trained on. This export adds none that were looked for beyond the above.
+## Technical data
+| variant | quantisation | size | measured at export |
+|---|---|---|---|
+{_variants(manifest, files)}
+
+{_operators(manifest)}
+- Made {manifest.created} with {", ".join(f"{name} {version}" for name, version in manifest.tools.items())}
+
+## Environment
+Carbon emitted in training: {said.get("co2_eq_emissions", _UNKNOWN)}. The energy of this export was not measured.
+
+## Citation
+- {_PAPERS[shape.type]}
+- SQuAD, on which it was evaluated unless another file is named above: Rajpurkar, Zhang, Lopyrev and Liang, "SQuAD:
+  100,000+ Questions for Machine Comprehension of Text", 2016, arXiv:1606.05250
 
 ## The checkpoint's own card
 {_quoted(checkpoint.card)}
 """
+
+
+def _metadata(card: str) -> dict[str, str]:
+    """What the YAML at the head of a checkpoint's card says, each as one line of text."""
+    if not card.startswith("---"):
+        return {}
+    try:
+        said = RepoCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+    except (ValueError, RecursionError, yaml.YAMLError):  # it is none; the card itself is quoted all the same
+        return {}
+    return {name: words for name, value in said.items() if (words := _in_words(value))}
+
+
+def _in_words(value: Any) -> str:
+    """A plain value, or a list or mapping of such. What is nested deeper is left out: it might have no end."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_plain(key)} {_plain(one)}" for key, one in value.items() if _plain(one))
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_plain, value)))
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or isinstance(value, dict | list) else " ".join(str(value).split())
+
+
+def _scores(manifest: Manifest) -> str:
+    return "\n".join(
+        "| {} | {questions:,.0f} | {exact_match:.2f} | {f1:.2f} |".format(name, **variant.measured)
+        for name, variant in manifest.variants.items()
+    )
 
 
 def _int8_against_fp32(manifest: Manifest) -> str:
@@ -74,9 +136,22 @@ Matmuls that stayed fp32 for that, with the error of the logits that each caused
 """
 
 
-def _measured(measured: object) -> str:
-    assert isinstance(measured, dict)
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+def _variants(manifest: Manifest, files: dict[str, File]) -> str:
+    return "\n".join(
+        f"| {name} | {variant.quantization} | {files[variant.file].bytes / 1e6:.1f} MB | {_measured(variant)} |"
+        for name, variant in manifest.variants.items()
+    )
+
+
+def _measured(variant: Variant) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in variant.measured.items())
+
+
+def _operators(manifest: Manifest) -> str:
+    return "\n".join(
+        f"- Operators of {name}: {', '.join(f'{count} {op}' for op, count in variant.operators.items())}"
+        for name, variant in manifest.variants.items()
+    )
 
 
 def _quoted(text: str) -> str:

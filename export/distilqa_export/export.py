@@ -46,7 +46,7 @@ from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
 from distilqa_export.gate import Judged, judge, release
 from distilqa_export.probe import saturation_probe
-from distilqa_export.quantize import Quantizer
+from distilqa_export.quantize import METHOD, Quantizer
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
@@ -105,7 +105,15 @@ def export(
 
         progress("evaluate fp32")
         tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {q.id}") for q in questions}
-        judged = {_FP32: judge(paths[_FP32], questions, tokenized, progress)}
+
+        def judged_by(model: Path) -> Judged:
+            def tell(done: int) -> None:
+                if done % max(1, len(questions) // 10) == 0:
+                    progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
+
+            return judge(runner(open_session(model, threads=1)), questions, tokenized, tell)
+
+        judged = {_FP32: judged_by(paths[_FP32])}
         measured = {_FP32: {"largest_difference_from_pytorch": difference}}
         fp32_matmuls: Mapping[str, float] = {}
 
@@ -119,7 +127,7 @@ def export(
                 Path(scratch),
                 windows,
                 judged[_FP32],
-                lambda model: judge(model, questions, tokenized, progress),
+                judged_by,
                 max_f1_drop,
                 progress,
             )
@@ -172,6 +180,7 @@ def _describe_variant(
     return Variant(
         file=f"{name}.onnx",
         precision=name.removeprefix("cpu-"),
+        quantization=METHOD if name == _INT8 else "none",
         operators=dict(sorted(census(model).items())),
         tolerance=_tolerance(measured),
         measured=measured,

@@ -63,24 +63,19 @@ Judge = Callable[[Path], Judged]
 
 
 def judge(
-    model: Path, questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Callable[[str], None]
+    run: Run, questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Callable[[int], None]
 ) -> Judged:
-    """Answer the questions with a saved model, on a core each. ``tokenized`` has each question by its id.
+    """Answer the questions with a model, on a core each. ``tokenized`` has each question by its id.
 
-    ``progress`` is told of each tenth.
+    ``progress`` is told how many are done.
     """
-    run = runner(open_session(model, threads=1))
     logits: dict[str, list[Logits]] = {}
 
     def answer(question: Question) -> Answer:
         logits[question.id] = logits_of(run, tokenized[question.id])
         return decode(tokenized[question.id], logits[question.id], max_answer_tokens=MAX_ANSWER_TOKENS)[0]
 
-    def tell(done: int) -> None:
-        if done % max(1, len(questions) // 10) == 0:
-            progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
-
-    found = evaluate(questions, answer, lanes=usable_cores(), progress=tell)
+    found = evaluate(questions, answer, lanes=usable_cores(), progress=progress)
     return Judged(found, [logits[question.id] for question in questions])
 
 

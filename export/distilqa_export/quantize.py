@@ -44,6 +44,12 @@ from distilqa_export.fuse import CONTRIB, expect_operators, fused_operators
 from distilqa_export.layers import constant, matmul_names
 from distilqa_export.rounding import Int8, Rounder, equalizing_factors, int8_rows, uint8_scale
 
+# What a bundle says of it. `python -m benchmarks.accuracy` shows what each part is worth.
+METHOD = (
+    "int8; static scales by min-max calibration, channels equalised before; weights rounded with feedback (GPTQ);"
+    " outliers after Gelu, answer head, layer norms and softmax in fp32"
+)
+
 
 class Quantizer:
     """Makes int8 models of a saved fused model, calibrated on the windows, each (length,) int64.

@@ -67,13 +67,15 @@ class Architecture:
 class Variant:
     """One model of a bundle.
 
-    ``operators`` counts its ONNX operators. ``tolerance`` is the largest difference from the logits in the
-    self-test that still counts as the same model. ``measured`` holds the numbers measured at export.
+    ``quantization`` says how it was quantised, ``operators`` counts its ONNX operators. ``tolerance`` is the largest
+    difference from the logits in the self-test that still counts as the same model. ``measured`` holds the numbers
+    measured at export.
     ``fp32_matmuls`` of an int8 model are those that stayed fp32, with the error of the logits that each caused in int8.
     """
 
     file: str
     precision: str
+    quantization: str
     operators: Mapping[str, int]
     tolerance: float
     measured: Mapping[str, float]

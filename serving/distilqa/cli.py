@@ -242,6 +242,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"variant {name} ({variant.precision})")
         for key, value in variant.measured.items():
             print(f"  {key.replace('_', ' '):34}{value:.4g}")
+        print(f"  {'quantisation':34}{variant.quantization}")
         print(f"  {'self-test tolerance':34}{variant.tolerance:.4g}")
         print(f"  {'operators':34}{', '.join(f'{count} {op}' for op, count in variant.operators.items())}")
         for matmul, error in variant.fp32_matmuls.items():

@@ -38,7 +38,9 @@ def manifest_of(variants: tuple[str, ...] = VARIANTS, files: Mapping[str, File] 
         source=Source("small", None, DIGEST),
         architecture=Architecture("distilbert", 1, 4, 2, 8, 30, 512, 999),
         window_tokens=384,
-        variants={name: Variant(f"{name}.onnx", "fp32", {"Add": 1}, 0.5, {"questions": 2}, {}) for name in variants},
+        variants={
+            name: Variant(f"{name}.onnx", "fp32", "none", {"Add": 1}, 0.5, {"questions": 2}, {}) for name in variants
+        },
         data={"evaluation": "questions.json"},
         tools={"distilqa": "0"},
         files={"model.onnx": File(len(CONTENT), DIGEST)} if files is None else files,

@@ -1,0 +1,274 @@
+"""What quantisation costs in answers, step by step: ``python -m benchmarks.accuracy [dev-v1.1.json]``.
+
+The shipped checkpoint answers the questions of a SQuAD v1.1 file, by default the packaged ones, once with each model:
+fp32; the stock recipes (ONNX Runtime's dynamic quantisation of the plain export, and its static quantisation of the
+fused graph, which rounds the outputs of the matmuls too); the exporter's own int8 by each calibration method, without
+its other steps and then with one more each time, the last being what is released; and that with its worst matmuls in
+fp32. Beside the scores stand the answers at another place than fp32's, the size of the model, and how long runs take
+against those of the released model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import onnx_ir as ir
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.calibrate import create_calibrator
+
+from benchmarks import models
+from benchmarks.kernels import environment
+from distilqa.engine import import_onnxruntime, open_session, usable_cores
+from distilqa.evaluation import Evaluation, Question, read_questions
+from distilqa.progress import ProgressBar
+from distilqa.windows import Int64, Tokenized, Windower
+from distilqa_export import samples
+from distilqa_export.calibrate import Float64, Observed, observe
+from distilqa_export.check import Run, runner
+from distilqa_export.checkpoint import load_checkpoint
+from distilqa_export.fuse import fuse
+from distilqa_export.gate import agreement, f1_drop, judge, rank
+from distilqa_export.quantize import Quantizer
+from distilqa_export.rounding import Int8, int8_scale
+from distilqa_export.trace import trace
+
+RELEASED = "+ outliers after Gelu in fp32 (cpu-int8)"
+
+# How many of the worst matmuls stay fp32 in the mixed models.
+MIXED = (3, 9)
+
+_TIMED_WINDOWS, _TIMED_ROUNDS = 30, 5
+
+_STOCK_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A model to judge: how it runs, and its file."""
+
+    name: str
+    run: Run
+    path: Path
+
+
+class Workshop:
+    """The shipped checkpoint in a scratch folder, traced and fused, and the windows that int8 is calibrated on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        checkpoint = load_checkpoint(str(models.CHECKPOINT))
+        self.architecture = checkpoint.architecture
+        self.windower = Windower(checkpoint.tokenizer_json, max_tokens=checkpoint.window_tokens)
+        self.traced = trace(checkpoint, folder)
+        self.fused = folder / "fused.onnx"
+        ir.save(fuse(self.traced, self.architecture), self.fused)
+        texts = [self.windower.tokenize(s.question, [s.context]) for s in samples.packaged_calibration()]
+        self.windows = [window.input_ids for text in texts for window in text.windows]
+
+    def ours(self, name: str, file: str, model: ir.Model | None = None) -> Contender:
+        """A model as the server runs it; without one, the fused fp32 model."""
+        path = self.fused if model is None else self.folder / file
+        if model is not None:
+            ir.save(model, path)
+        return Contender(name, runner(open_session(path, threads=1)), path)
+
+    def stock(self, name: str, path: Path) -> Contender:
+        """A model as ONNX Runtime opens it by default, with its own fusions."""
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        masked = "attention_mask" in [node.name for node in session.get_inputs()]
+
+        def run(windows: Sequence[Int64]) -> Any:
+            ids = np.stack(windows)
+            return session.run(None, {"input_ids": ids} | ({"attention_mask": np.ones_like(ids)} if masked else {}))
+
+        return Contender(name, run, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Judge each step of int8.")
+    parser.add_argument("questions", nargs="?", type=Path, help="SQuAD v1.1 file (default: the packaged questions)")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N questions")
+    arguments = parser.parse_args()
+    questions = read_questions(arguments.questions) if arguments.questions else samples.packaged_evaluation()
+    questions = questions[: arguments.first]
+    with tempfile.TemporaryDirectory() as scratch:
+        workshop = Workshop(Path(scratch))
+        contenders = [workshop.ours("fp32", ""), *stock_recipes(workshop), *own_steps(workshop)]
+        times = time_all(contenders, workshop.windows[:_TIMED_WINDOWS])
+        tokenized = {q.id: workshop.windower.tokenize(q.question, [q.context]) for q in questions}
+        found = {c.name: judge_one(c, questions, tokenized) for c in contenders}
+        print(report(found, {c.name: c.path.stat().st_size for c in contenders}, times))
+
+
+def stock_recipes(workshop: Workshop) -> Iterator[Contender]:
+    """ONNX Runtime's own quantisation, int8 weights with a scale a column; the answer head stays fp32."""
+    path = workshop.folder / "dynamic.onnx"
+    quantize_dynamic(workshop.traced, path, per_channel=True, weight_type=QuantType.QInt8)
+    yield workshop.stock("stock, dynamic", path)
+    path = workshop.folder / "static.onnx"
+    quantize_static(
+        workshop.fused,
+        path,
+        _Feeds(workshop.windows),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[node.name for node in ir.load(workshop.fused).graph if node.op_type == "MatMul"][-1:],
+    )
+    yield workshop.stock("stock, static (outputs too)", path)
+
+
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+    """The windows as ONNX Runtime's calibration asks for them: its histograms take one length only."""
+
+    def __init__(self, windows: Sequence[Int64]) -> None:
+        long = [window for window in windows if len(window) >= _STOCK_TOKENS]
+        self._windows = iter([np.append(window[: _STOCK_TOKENS - 1], window[-1]) for window in long])
+
+    def get_next(self) -> dict[str, Int64] | None:
+        return next(({"input_ids": window[None]} for window in self._windows), None)
+
+
+def own_steps(workshop: Workshop) -> Iterator[Contender]:
+    """The exporter's int8 with one more of its steps each time, then with matmuls left in fp32."""
+    steps: dict[str, Callable[..., Any]] = {
+        "equalize": lambda fused, observed: ir.load(fused),
+        "_block_factors": lambda units, weight: (len(units.mean), np.ones(1)),
+        "Rounder": _Nearest,
+        "count_outliers": lambda reach: 0,
+    }
+    attention = [f"layer{number}.attention" for number in range(workshop.architecture.layers)]
+    entropy = ranges(workshop, CalibrationMethod.Entropy, num_bins=2048)
+    percentile = ranges(workshop, CalibrationMethod.Percentile, percentile=99.99)
+    rows: list[tuple[str, dict[str, Callable[..., Any]], list[str]]] = [
+        ("static, entropy", steps | {"observe": _clipped(entropy)}, attention),
+        ("static, percentile 99.99", steps | {"observe": _clipped(percentile)}, attention),
+        ("static, min-max", steps, attention),
+        ("+ equalised", {name: steps[name] for name in ("Rounder", "count_outliers")}, attention),
+        ("+ rounded with feedback", {"count_outliers": steps["count_outliers"]}, attention),
+        ("+ attention in int8", {"count_outliers": steps["count_outliers"]}, []),
+        (RELEASED, {}, []),
+    ]
+    for number, (name, replaced, fp32) in enumerate(rows):
+        with without(replaced):
+            quantizer = Quantizer(workshop.fused, workshop.windows, workshop.architecture)
+            yield workshop.ours(name, f"step{number}.onnx", quantizer.model(fp32))
+    worst = list(rank(quantizer, workshop.folder, workshop.windows[:_TIMED_WINDOWS]))
+    for count in MIXED:
+        name = f"mixed: {count} of {len(worst)} matmuls in fp32"
+        yield workshop.ours(name, f"mixed{count}.onnx", quantizer.model(worst[:count]))
+
+
+def ranges(workshop: Workshop, method: CalibrationMethod, **options: Any) -> dict[str, tuple[float, float]]:
+    """What ONNX Runtime's calibration takes for the range of each input of a matmul."""
+    calibrator = create_calibrator(
+        workshop.fused,
+        ["MatMul"],
+        str(workshop.folder / "augmented.onnx"),
+        calibrate_method=method,
+        extra_options={"symmetric": False} | options,
+    )
+    with redirect_stdout(sys.stderr):
+        calibrator.collect_data(_Feeds(workshop.windows))
+        found = calibrator.compute_data()
+    return {name: (float(data.lowest), float(data.highest)) for name, data in found.items()}
+
+
+def _clipped(found: Mapping[str, tuple[float, float]]) -> Callable[..., dict[str, Observed]]:
+    """Observes as the exporter does, but lets no value exceed its range."""
+
+    def observe_clipped(*arguments: Any, **options: Any) -> dict[str, Observed]:
+        seen = observe(*arguments, **options)
+        for name in seen.keys() & found.keys():
+            low, high = found[name]
+            least, greatest = np.maximum(seen[name].least, low), np.minimum(seen[name].greatest, high)
+            seen[name] = replace(seen[name], least=least, greatest=greatest)
+        return seen
+
+    return observe_clipped
+
+
+@contextmanager
+def without(replaced: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """The quantiser with some of its steps replaced by what does nothing."""
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(patch(f"distilqa_export.quantize.{name}", function))
+        yield
+
+
+class _Nearest:
+    """Stands in for the Rounder: each weight to its nearest step."""
+
+    def __init__(self, covariance: Float64) -> None:
+        pass
+
+    def __call__(self, weight: Float64) -> tuple[Int8, Float64]:
+        scale = int8_scale(weight.T)
+        return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+
+
+def time_all(contenders: Sequence[Contender], windows: Sequence[Int64]) -> dict[str, float]:
+    """The median, over windows and rounds, of how many times as long a run takes as the released model's."""
+    ratios: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for _ in range(_TIMED_ROUNDS):
+        for window in windows:
+            seconds = {contender.name: _seconds(contender.run, window) for contender in contenders}
+            for name, spent in seconds.items():
+                ratios[name].append(spent / seconds[RELEASED])
+    return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def _seconds(run: Run, window: Int64) -> float:
+    began = time.perf_counter()
+    run([window])
+    return time.perf_counter() - began
+
+
+def judge_one(contender: Contender, questions: Sequence[Question], tokenized: Mapping[str, Tokenized]) -> Evaluation:
+    with ProgressBar(contender.name, len(questions), sys.stderr) as progress:
+        return judge(contender.run, questions, tokenized, progress).evaluation
+
+
+def report(found: Mapping[str, Evaluation], sizes: Mapping[str, int], times: Mapping[str, float]) -> str:
+    """Markdown: a row a model."""
+    fp32 = found["fp32"]
+    rows = []
+    for name, one in found.items():
+        drop = f1_drop(fp32, one)
+        changed = 100 * (1 - agreement(fp32, one))
+        lost = "" if one is fp32 else f"{drop.points:.2f} ({drop.low:.2f} to {drop.high:.2f})"
+        moved = "" if one is fp32 else f"{changed:.1f} %"
+        size, spent = f"{sizes[name] / 1e6:.1f}", f"{times[name]:.2f}"
+        rows.append(f"| {name} | {one.exact_match:.2f} | {one.f1:.2f} | {lost} | {moved} | {size} | {spent} |")
+    columns = ("", "exact match", "F1", "F1 lost (95 % interval)", "answers elsewhere", "MB", "time of a run")
+    setting = f"{environment()['cpu']}, {usable_cores()} cores, {len(fp32.questions):,} questions"
+    return "\n".join([setting, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+
+
+if __name__ == "__main__":
+    main()
