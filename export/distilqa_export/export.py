@@ -34,7 +34,7 @@ from distilqa.bundle import (
 )
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation import read_questions
+from distilqa.evaluation import Question, read_questions
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
@@ -44,7 +44,7 @@ from distilqa_export.check import check_fp32, runner
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
-from distilqa_export.gate import Judged, judge, release
+from distilqa_export.gate import Judged, Released, judge, release
 from distilqa_export.probe import saturation_probe
 from distilqa_export.quantize import METHOD, Quantizer
 from distilqa_export.trace import trace
@@ -86,74 +86,58 @@ def export(
     variants = tuple(dict.fromkeys(variants))
     calibration_samples = samples.read(calibration) if calibration else samples.packaged_calibration()
     questions = read_questions(evaluation) if evaluation else samples.packaged_evaluation()
+    data = {"evaluation": _digest(evaluation, samples.EVALUATION)}
     logging.getLogger("optimum").setLevel(logging.ERROR)
-    with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
+    with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
         progress(f"load {checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
         windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
 
         progress("trace to portable ONNX")
-        traced = trace(loaded, Path(scratch))
+        traced = trace(loaded, scratch)
 
         progress("fuse for the CPU")
-        models = {_FP32: fuse(traced, loaded.architecture)}
-        paths = {name: Path(scratch) / f"{name}.onnx" for name in VARIANTS}
-        ir.save(models[_FP32], paths[_FP32])
+        model, path = fuse(traced, loaded.architecture), scratch / f"{_FP32}.onnx"
+        ir.save(model, path)
 
         progress("check fp32 against PyTorch")
-        difference = check_fp32(loaded, runner(open_session(paths[_FP32], threads=usable_cores())))
+        difference = check_fp32(loaded, runner(open_session(path, threads=usable_cores())))
 
         progress("evaluate fp32")
         tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {q.id}") for q in questions}
-
-        def judged_by(model: Path) -> Judged:
-            def tell(done: int) -> None:
-                if done % max(1, len(questions) // 10) == 0:
-                    progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
-
-            return judge(runner(open_session(model, threads=1)), questions, tokenized, tell)
-
-        judged = {_FP32: judged_by(paths[_FP32])}
-        measured = {_FP32: {"largest_difference_from_pytorch": difference}}
-        fp32_matmuls: Mapping[str, float] = {}
+        judge_saved = _judge_saved(questions, tokenized, progress)
+        judged = judge_saved(path)
+        made = {_FP32: Released(model, path, judged, {}, {"largest_difference_from_pytorch": difference})}
 
         if _INT8 in variants:
             progress(f"quantise: calibrate on {len(calibration_samples)} passages")
+            data["calibration"] = _digest(calibration, samples.CALIBRATION)
             texts = [_tokenize(windower, s.question, s.context, s.place) for s in calibration_samples]
             windows = [window.input_ids for text in texts for window in text.windows]
-            quantizer = Quantizer(paths[_FP32], windows, loaded.architecture)
-            released = release(
-                quantizer,
-                Path(scratch),
-                windows,
-                judged[_FP32],
-                judged_by,
-                max_f1_drop,
-                progress,
-            )
-            models[_INT8], judged[_INT8], measured[_INT8] = released.model, released.judged, released.measured
-            fp32_matmuls = released.fp32_matmuls
+            quantizer = Quantizer(path, windows, loaded.architecture)
+            made[_INT8] = release(quantizer, scratch, windows, judged, judge_saved, max_f1_drop, progress)
 
         progress("write")
-        for name in variants:
-            shutil.move(paths[name], folder / f"{name}.onnx")
-        (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
-        chosen = list(tokenized.values())
-        logits = {name: judged[name].logits for name in variants}
-        (folder / SELF_TEST).write_text(_self_test(chosen, logits), encoding="utf-8")
-        if _INT8 in variants:
-            ir.save(saturation_probe(), folder / INT8_PROBE)
-        described = {
-            name: _describe_variant(name, models[name], measured[name] | _scores(judged[name]), fp32_matmuls)
-            for name in variants
-        }
-        data = {"evaluation": _digest(evaluation, samples.EVALUATION)}
-        if _INT8 in variants:
-            data["calibration"] = _digest(calibration, samples.CALIBRATION)
-        manifest = _write_manifest(folder, loaded, described, data)
+        manifest = _write(folder, loaded, {name: made[name] for name in variants}, list(tokenized.values()), data)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test
     return manifest
+
+
+def _judge_saved(
+    questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Progress
+) -> Callable[[Path], Judged]:
+    """A function that judges a saved model, and tells of each tenth of the questions."""
+
+    def judge_saved(model: Path) -> Judged:
+        def tell(done: int) -> None:
+            if done % max(1, len(questions) // 10) == 0:
+                progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
+
+        return judge(runner(open_session(model, threads=1)), questions, tokenized, tell)
+
+    return judge_saved
 
 
 def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:
@@ -163,32 +147,41 @@ def _tokenize(windower: Windower, question: str, context: str, place: str) -> To
         raise ExportError(f"{place}: {error}") from error
 
 
-def _scores(judged: Judged) -> dict[str, float]:
-    found = judged.evaluation
-    return {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
-
-
 def _digest(path: Path | None, packaged: str) -> str:
     """What a file of questions was: its name and digest."""
     content = path.read_bytes() if path else samples.packaged_file(packaged)
     return f"{path.name if path else packaged}, SHA-256 {hashlib.sha256(content).hexdigest()}"
 
 
-def _describe_variant(
-    name: str, model: ir.Model, measured: dict[str, float], fp32_matmuls: Mapping[str, float]
-) -> Variant:
+def _write(
+    folder: Path, loaded: Checkpoint, made: Mapping[str, Released], questions: list[Tokenized], data: dict[str, str]
+) -> Manifest:
+    """Write all files of the bundle."""
+    for name, variant in made.items():
+        shutil.move(variant.path, folder / f"{name}.onnx")
+    (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
+    logits = {name: variant.judged.logits for name, variant in made.items()}
+    (folder / SELF_TEST).write_text(_self_test(questions, logits), encoding="utf-8")
+    if _INT8 in made:
+        ir.save(saturation_probe(), folder / INT8_PROBE)
+    return _write_manifest(folder, loaded, {name: _describe_variant(name, one) for name, one in made.items()}, data)
+
+
+def _describe_variant(name: str, made: Released) -> Variant:
+    found = made.judged.evaluation
+    scores = {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
     return Variant(
         file=f"{name}.onnx",
         precision=name.removeprefix("cpu-"),
         quantization=METHOD if name == _INT8 else "none",
-        operators=dict(sorted(census(model).items())),
-        tolerance=_tolerance(measured),
-        measured=measured,
-        fp32_matmuls=fp32_matmuls if name == _INT8 else {},
+        operators=dict(sorted(census(made.model).items())),
+        tolerance=_tolerance(made.measured),
+        measured=made.measured | scores,
+        fp32_matmuls=made.fp32_matmuls,
     )
 
 
-def _tolerance(measured: dict[str, float]) -> float:
+def _tolerance(measured: Mapping[str, float]) -> float:
     """How far logits may be off on another processor, where sums are rounded in another order.
 
     A rounding that tips one 8-bit value over is amplified through the layers, so int8 needs room; but what differs by

@@ -51,9 +51,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """An int8 model within its budget. ``fp32_matmuls`` are left in fp32, with the logit error of each in int8."""
+    """A model that may be listed, and where it is saved; one of int8 is within its budget.
+
+    ``fp32_matmuls`` of it are left in fp32, with the logit error of each in int8.
+    """
 
     model: ir.Model
+    path: Path
     judged: Judged
     fp32_matmuls: Mapping[str, float]
     measured: dict[str, float]
@@ -114,7 +118,7 @@ def release(
             }
             if left:
                 measured |= cost(quantizer, scratch, path, windows[:_WINDOWS])
-            return Released(model, judged, left, measured)
+            return Released(model, path, judged, left, measured)
     raise ExportError(
         f"int8 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions, with {kept} of"
         f" {len(quantizer.matmuls)} matmuls left in fp32; {budget:g} is allowed"

@@ -150,7 +150,8 @@ def test_card_has_the_numbers_of_the_manifest(exported: Exported) -> None:
     for tool, number in manifest.tools.items():
         assert f"{tool} {number}" in card
     for name, variant in manifest.variants.items():
-        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        technical = card.split("## Technical data")[1]
+        row = next(line for line in technical.splitlines() if line.startswith(f"| {name} |"))
         assert f"| {manifest.files[variant.file].bytes / 1e6:.1f} MB |" in row
         for measure, value in variant.measured.items():
             assert f"{measure.replace('_', ' ')} {value:.4g}" in row
