@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,8 @@ def export(
     unknown = set(variants) - set(VARIANTS)
     if unknown or not variants:
         raise ExportError(f"unknown variant {', '.join(sorted(unknown)) or '(none)'}; there are {', '.join(VARIANTS)}")
+    if not 0 <= max_f1_drop < math.inf:
+        raise ExportError(f"max_f1_drop is {max_f1_drop:g}, must be 0 or more points of F1")
     variants = tuple(dict.fromkeys(variants))
     calibration_samples = samples.read(calibration) if calibration else samples.packaged_calibration()
     questions = read_questions(evaluation) if evaluation else samples.packaged_evaluation()

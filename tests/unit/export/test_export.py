@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,50 @@ def test_names_the_line_of_a_wrong_calibration_file(sample: dict[str, str], dist
     with pytest.raises(ExportError, match=r"own\.jsonl, line 2: "):
         export(str(distilbert), tmp_path / "bundle", calibration=own)
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def drops(monkeypatch: pytest.MonkeyPatch, *points: float) -> None:
+    """Let int8 lose so many points of F1 at each try, and the last ever after."""
+    tries = chain(points, repeat(points[-1]))
+    monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_: Drop(next(tries), 0, 99))
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_mixed_bundle_says_what_stayed_fp32(
+    distilbert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops(monkeypatch, 0.7, 0.6, 0.5)
+    target = tmp_path / "bundle"
+    variant = export(str(distilbert), target).variants["cpu-int8"]
+    assert len(variant.fp32_matmuls) == 2
+    assert variant.measured["f1_drop"] == 0.5
+    assert variant.measured["times_as_long_as_all_int8"] > 0
+    whole = export(str(distilbert), tmp_path / "whole", max_f1_drop=1).files["cpu-int8.onnx"].bytes
+    file = target / "cpu-int8.onnx"
+    assert file.stat().st_size == whole + variant.measured["bytes_for_fp32_matmuls"]
+    card = (target / CARD).read_text(encoding="utf-8")
+    assert all(f"{name} ({error:.3g})" in card for name, error in variant.fp32_matmuls.items())
+    assert Bundle.open(target).variant("cpu-int8")[1] == variant
+    assert Reader(target, "cpu-int8").answer(QUESTION, FOX)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_int8_that_loses_too_much_is_refused(
+    distilbert: Path, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drops(monkeypatch, 0.7)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportError, match=r"loses 0\.70 F1 on 5 questions, with 3 of 14 matmuls left in fp32; 0\.5 is"):
+        export(str(distilbert), tmp_path / "out" / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("budget", [-0.1, float("nan"), float("inf")])
+def test_refuses_a_budget_that_is_none(budget: float, distilbert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"max_f1_drop is {budget:g}, must be 0 or more points"):
+        export(str(distilbert), tmp_path / "bundle", max_f1_drop=budget)
+    assert list(tmp_path.iterdir()) == []
 
 
 STEPS = (
