@@ -14,10 +14,10 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,7 +45,7 @@ from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.check import Run, runner
 from distilqa_export.checkpoint import load_checkpoint
 from distilqa_export.fuse import fuse
-from distilqa_export.gate import agreement, f1_drop, judge, rank
+from distilqa_export.gate import agreement, f1_drop, judge, rank, seconds_of
 from distilqa_export.quantize import Quantizer
 from distilqa_export.rounding import Int8, int8_scale
 from distilqa_export.trace import trace
@@ -64,9 +64,11 @@ _STOCK_TOKENS = 128
 class Contender:
     """A model to judge: how it runs, and its file."""
 
-    name: str
     run: Run
     path: Path
+
+
+Make = Callable[[], Contender]
 
 
 class Workshop:
@@ -83,15 +85,26 @@ class Workshop:
         texts = [self.windower.tokenize(s.question, [s.context]) for s in samples.packaged_calibration()]
         self.windows = [window.input_ids for text in texts for window in text.windows]
 
-    def ours(self, name: str, file: str, model: ir.Model | None = None) -> Contender:
-        """A model as the server runs it; without one, the fused fp32 model."""
-        path = self.fused if model is None else self.folder / file
-        if model is not None:
-            ir.save(model, path)
-        return Contender(name, runner(open_session(path, threads=1)), path)
+    @cached_property
+    def quantizer(self) -> Quantizer:
+        """The exporter's own."""
+        return Quantizer(self.fused, self.windows, self.architecture)
 
-    def stock(self, name: str, path: Path) -> Contender:
-        """A model as ONNX Runtime opens it by default, with its own fusions."""
+    @cached_property
+    def worst(self) -> list[str]:
+        """The matmuls, from the one on whose quantisation the logits depend most."""
+        return list(rank(self.quantizer, self.folder, self.windows[:_TIMED_WINDOWS]))
+
+    def ours(self, model: ir.Model) -> Contender:
+        """A model as the server runs it."""
+        path = self._file()
+        ir.save(model, path)
+        return Contender(runner(open_session(path, threads=1)), path)
+
+    def stock(self, quantize: Callable[[Path], None]) -> Contender:
+        """What a recipe writes, as ONNX Runtime opens it by default, with its own fusions."""
+        path = self._file()
+        quantize(path)
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -103,43 +116,58 @@ class Workshop:
             ids = np.stack(windows)
             return session.run(None, {"input_ids": ids} | ({"attention_mask": np.ones_like(ids)} if masked else {}))
 
-        return Contender(name, run, path)
+        return Contender(run, path)
+
+    def _file(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.folder)) / "model.onnx"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Judge each step of int8.")
     parser.add_argument("questions", nargs="?", type=Path, help="SQuAD v1.1 file (default: the packaged questions)")
     parser.add_argument("--first", type=int, metavar="N", help="only the first N questions")
+    parser.add_argument("--no-steps", action="store_true", help="leave out all but fp32 and what is released")
     arguments = parser.parse_args()
     questions = read_questions(arguments.questions) if arguments.questions else samples.packaged_evaluation()
     questions = questions[: arguments.first]
     with tempfile.TemporaryDirectory() as scratch:
         workshop = Workshop(Path(scratch))
-        contenders = [workshop.ours("fp32", ""), *stock_recipes(workshop), *own_steps(workshop)]
+        makes: dict[str, Make] = {"fp32": lambda: workshop.ours(ir.load(workshop.fused))}
+        if not arguments.no_steps:
+            makes |= stock_recipes(workshop) | static_steps(workshop)
+        makes[RELEASED] = lambda: workshop.ours(workshop.quantizer.model())
+        if not arguments.no_steps:
+            makes |= mixed(workshop)
+        contenders = {name: make() for name, make in makes.items()}
         times = time_all(contenders, workshop.windows[:_TIMED_WINDOWS])
         tokenized = {q.id: workshop.windower.tokenize(q.question, [q.context]) for q in questions}
-        found = {c.name: judge_one(c, questions, tokenized) for c in contenders}
-        print(report(found, {c.name: c.path.stat().st_size for c in contenders}, times))
+        found = {name: judge_one(name, one, questions, tokenized) for name, one in contenders.items()}
+        print(report(found, {name: one.path.stat().st_size for name, one in contenders.items()}, times))
 
 
-def stock_recipes(workshop: Workshop) -> Iterator[Contender]:
+def stock_recipes(workshop: Workshop) -> dict[str, Make]:
     """ONNX Runtime's own quantisation, int8 weights with a scale a column; the answer head stays fp32."""
-    path = workshop.folder / "dynamic.onnx"
-    quantize_dynamic(workshop.traced, path, per_channel=True, weight_type=QuantType.QInt8)
-    yield workshop.stock("stock, dynamic", path)
-    path = workshop.folder / "static.onnx"
-    quantize_static(
-        workshop.fused,
-        path,
-        _Feeds(workshop.windows),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        nodes_to_exclude=[node.name for node in ir.load(workshop.fused).graph if node.op_type == "MatMul"][-1:],
-    )
-    yield workshop.stock("stock, static (outputs too)", path)
+
+    def dynamic(path: Path) -> None:
+        quantize_dynamic(workshop.traced, path, per_channel=True, weight_type=QuantType.QInt8)
+
+    def static(path: Path) -> None:
+        quantize_static(
+            workshop.fused,
+            path,
+            _Feeds(workshop.windows),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in ir.load(workshop.fused).graph if node.op_type == "MatMul"][-1:],
+        )
+
+    return {
+        "stock, dynamic": lambda: workshop.stock(dynamic),
+        "stock, static (outputs too)": lambda: workshop.stock(static),
+    }
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]
@@ -153,8 +181,8 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
         return next(({"input_ids": window[None]} for window in self._windows), None)
 
 
-def own_steps(workshop: Workshop) -> Iterator[Contender]:
-    """The exporter's int8 with one more of its steps each time, then with matmuls left in fp32."""
+def static_steps(workshop: Workshop) -> dict[str, Make]:
+    """The exporter's int8 by each calibration method, then with one more of its steps each time, but for the last."""
     steps: dict[str, Callable[..., Any]] = {
         "equalize": lambda fused, observed: ir.load(fused),
         "_block_factors": lambda units, weight: (len(units.mean), np.ones(1)),
@@ -162,25 +190,43 @@ def own_steps(workshop: Workshop) -> Iterator[Contender]:
         "count_outliers": lambda reach: 0,
     }
     attention = [f"layer{number}.attention" for number in range(workshop.architecture.layers)]
-    entropy = ranges(workshop, CalibrationMethod.Entropy, num_bins=2048)
-    percentile = ranges(workshop, CalibrationMethod.Percentile, percentile=99.99)
-    rows: list[tuple[str, dict[str, Callable[..., Any]], list[str]]] = [
-        ("static, entropy", steps | {"observe": _clipped(entropy)}, attention),
-        ("static, percentile 99.99", steps | {"observe": _clipped(percentile)}, attention),
-        ("static, min-max", steps, attention),
-        ("+ equalised", {name: steps[name] for name in ("Rounder", "count_outliers")}, attention),
-        ("+ rounded with feedback", {"count_outliers": steps["count_outliers"]}, attention),
-        ("+ attention in int8", {"count_outliers": steps["count_outliers"]}, []),
-        (RELEASED, {}, []),
-    ]
-    for number, (name, replaced, fp32) in enumerate(rows):
+
+    def make(replaced: Mapping[str, Callable[..., Any]], fp32: Sequence[str] = ()) -> Contender:
         with without(replaced):
-            quantizer = Quantizer(workshop.fused, workshop.windows, workshop.architecture)
-            yield workshop.ours(name, f"step{number}.onnx", quantizer.model(fp32))
-    worst = list(rank(quantizer, workshop.folder, workshop.windows[:_TIMED_WINDOWS]))
-    for count in MIXED:
-        name = f"mixed: {count} of {len(worst)} matmuls in fp32"
-        yield workshop.ours(name, f"mixed{count}.onnx", quantizer.model(worst[:count]))
+            return workshop.ours(Quantizer(workshop.fused, workshop.windows, workshop.architecture).model(fp32))
+
+    def clipped(method: CalibrationMethod, **options: Any) -> Contender:
+        return make(steps | {"observe": _clipped(ranges(workshop, method, **options))}, attention)
+
+    rounding = {name: steps[name] for name in ("Rounder", "count_outliers")}
+    outliers = {"count_outliers": steps["count_outliers"]}
+    return {
+        "static, entropy": lambda: clipped(CalibrationMethod.Entropy, num_bins=2048),
+        "static, percentile 99.99": lambda: clipped(CalibrationMethod.Percentile, percentile=99.99),
+        "static, min-max": lambda: make(steps, attention),
+        "+ equalised": lambda: make(rounding, attention),
+        "+ rounded with feedback": lambda: make(outliers, attention),
+        "+ attention in int8": lambda: make(outliers),
+    }
+
+
+def mixed(workshop: Workshop) -> dict[str, Make]:
+    """The released model with its worst matmuls in fp32."""
+    total = len(workshop.quantizer.matmuls)
+
+    def make(count: int) -> Make:
+        return lambda: workshop.ours(workshop.quantizer.model(workshop.worst[:count]))
+
+    return {f"mixed: {count} of {total} matmuls in fp32": make(count) for count in MIXED}
+
+
+@contextmanager
+def without(replaced: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """The quantiser with some of its steps replaced by what does nothing."""
+    with ExitStack() as stack:
+        for name, function in replaced.items():
+            stack.enter_context(patch(f"distilqa_export.quantize.{name}", function))
+        yield
 
 
 def ranges(workshop: Workshop, method: CalibrationMethod, **options: Any) -> dict[str, tuple[float, float]]:
@@ -212,15 +258,6 @@ def _clipped(found: Mapping[str, tuple[float, float]]) -> Callable[..., dict[str
     return observe_clipped
 
 
-@contextmanager
-def without(replaced: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """The quantiser with some of its steps replaced by what does nothing."""
-    with ExitStack() as stack:
-        for name, function in replaced.items():
-            stack.enter_context(patch(f"distilqa_export.quantize.{name}", function))
-        yield
-
-
 class _Nearest:
     """Stands in for the Rounder: each weight to its nearest step."""
 
@@ -232,25 +269,21 @@ class _Nearest:
         return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
-def time_all(contenders: Sequence[Contender], windows: Sequence[Int64]) -> dict[str, float]:
+def time_all(contenders: Mapping[str, Contender], windows: Sequence[Int64]) -> dict[str, float]:
     """The median, over windows and rounds, of how many times as long a run takes as the released model's."""
-    ratios: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    ratios: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(_TIMED_ROUNDS):
         for window in windows:
-            seconds = {contender.name: _seconds(contender.run, window) for contender in contenders}
+            seconds = {name: seconds_of(contender.run, window) for name, contender in contenders.items()}
             for name, spent in seconds.items():
                 ratios[name].append(spent / seconds[RELEASED])
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def _seconds(run: Run, window: Int64) -> float:
-    began = time.perf_counter()
-    run([window])
-    return time.perf_counter() - began
-
-
-def judge_one(contender: Contender, questions: Sequence[Question], tokenized: Mapping[str, Tokenized]) -> Evaluation:
-    with ProgressBar(contender.name, len(questions), sys.stderr) as progress:
+def judge_one(
+    name: str, contender: Contender, questions: Sequence[Question], tokenized: Mapping[str, Tokenized]
+) -> Evaluation:
+    with ProgressBar(name, len(questions), sys.stderr) as progress:
         return judge(contender.run, questions, tokenized, progress).evaluation
 
 

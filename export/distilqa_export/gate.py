@@ -179,7 +179,7 @@ def cost(quantizer: Quantizer, scratch: Path, mixed: Path, windows: Sequence[Int
     ratios = []
     for _ in range(_ROUNDS):
         for window in windows:
-            one, other = (_seconds(run, window) for run in runs)
+            one, other = (seconds_of(run, window) for run in runs)
             ratios.append(one / other)
     return {
         "bytes_for_fp32_matmuls": mixed.stat().st_size - whole.stat().st_size,
@@ -187,7 +187,8 @@ def cost(quantizer: Quantizer, scratch: Path, mixed: Path, windows: Sequence[Int
     }
 
 
-def _seconds(run: Run, window: Int64) -> float:
+def seconds_of(run: Run, window: Int64) -> float:
+    """How long one run of a window takes."""
     began = time.perf_counter()
     run([window])
     return time.perf_counter() - began

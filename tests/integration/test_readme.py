@@ -24,12 +24,15 @@ ADDRESS = "localhost:50051"
 PRINTED_ADDRESS = "127.0.0.1:50051"  # as the server has it in the command that it prints
 TARGET_ID = "distilbert/distilbert-base-uncased-distilled-squad"
 
+SQUAD = "dev-v1.1.json"
+
 # `make test` is what runs this test.
 COVERED_BY_BEING_HERE = {"make test"}
 
 SMALLEST = {
     ".venv/bin/python -m benchmarks.kernels": "--rounds 2 --lengths 8 --no-torch",
     ".venv/bin/python -m benchmarks.overhead": "--rounds 1 --questions 2",
+    ".venv/bin/python -m benchmarks.accuracy": "--first 2 --no-steps",
 }
 
 
@@ -56,6 +59,8 @@ class Shell:
             command = command.replace(name, f"{name} {options}")
         command = re.sub(r"^\.venv/bin/python ", f"{sys.executable} ", command)
         command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
+        if in_checkout:
+            command = command.replace(SQUAD, str(self.directory / SQUAD))
         command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
         command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
@@ -77,7 +82,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path, squad: Path, evaluation: Path) -> Iterator[Shell]:
-    assert squad == tmp_path / "dev-v1.1.json"
+    assert squad == tmp_path / SQUAD
     with ExitStack() as stack:
         hub = stack.enter_context(serve(Repository(TARGET_ID, CHECKPOINT, commit="0" * 40)))
         environment = os.environ | {
