@@ -6,15 +6,17 @@ not say is written as unknown.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
-from huggingface_hub import RepoCard
 
 from distilqa.bundle import File, Manifest, Variant
 from distilqa_export.checkpoint import Checkpoint
 
-_UNKNOWN = "unknown: the checkpoint does not say"
+_UNKNOWN = "unknown: the metadata of the checkpoint's card do not say; its text, below, may"
+
+_METADATA = re.compile(r"---\s*\n(.*?)\n---\s*(\n|$)", re.DOTALL)
 
 _PAPERS = {
     "distilbert": "DistilBERT: Sanh, Debut, Chaumond and Wolf, \"DistilBERT, a distilled version of BERT: smaller,"
@@ -82,8 +84,8 @@ Carbon emitted in training: {said.get("co2_eq_emissions", _UNKNOWN)}. The energy
 
 ## Citation
 - {_PAPERS[shape.type]}
-- SQuAD, on which it was evaluated unless another file is named above: Rajpurkar, Zhang, Lopyrev and Liang, "SQuAD:
-  100,000+ Questions for Machine Comprehension of Text", 2016, arXiv:1606.05250
+- SQuAD, whose metric judges it, and whose questions do where no other file is named above: Rajpurkar, Zhang, Lopyrev
+  and Liang, "SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, arXiv:1606.05250
 
 ## The checkpoint's own card
 {_quoted(checkpoint.card)}
@@ -92,17 +94,21 @@ Carbon emitted in training: {said.get("co2_eq_emissions", _UNKNOWN)}. The energy
 
 def _metadata(card: str) -> dict[str, str]:
     """What the YAML at the head of a checkpoint's card says, each as one line of text."""
-    if not card.startswith("---"):
+    found = _METADATA.match(card)
+    if found is None:
         return {}
     try:
-        said = RepoCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+        # The base loader makes nothing but texts, lists and mappings, whatever tags say: "no" is Norwegian.
+        said = yaml.load(found[1], yaml.BaseLoader)
     except (ValueError, RecursionError, yaml.YAMLError):  # it is none; the card itself is quoted all the same
+        return {}
+    if not isinstance(said, dict):
         return {}
     return {name: words for name, value in said.items() if (words := _in_words(value))}
 
 
 def _in_words(value: Any) -> str:
-    """A plain value, or a list or mapping of such. What is nested deeper is left out: it might have no end."""
+    """A text, or a list or mapping of such. What is nested deeper is left out: it might have no end."""
     if isinstance(value, dict):
         return ", ".join(f"{_plain(key)} {_plain(one)}" for key, one in value.items() if _plain(one))
     if isinstance(value, list):
@@ -111,7 +117,7 @@ def _in_words(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None or isinstance(value, dict | list) else " ".join(str(value).split())
+    return " ".join(value.encode(errors="replace").decode().split()) if isinstance(value, str) else ""
 
 
 def _scores(manifest: Manifest) -> str:

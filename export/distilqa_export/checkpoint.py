@@ -110,7 +110,7 @@ def load_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
     card = folder / "README.md"
     model = _load_model(folder, MODELS[config["model_type"]])
     return Checkpoint(
-        name=Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint.rsplit("/", 1)[-1],
+        name=_origin(checkpoint).rsplit("/", 1)[-1],
         model=model,
         tokenizer=_load_tokenizer(folder, model.config.vocab_size),
         source=Source(_origin(checkpoint), commit, _digest(weights)),
@@ -125,8 +125,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _origin(checkpoint: str) -> str:
-    """A folder by its name only: where it lay on the machine of the export means nothing elsewhere."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+    """A folder by its name only: where it lay on the machine of the export means nothing elsewhere.
+
+    Line ends and the like in it would break what is printed of a bundle.
+    """
+    if not Path(checkpoint).is_dir():
+        return checkpoint
+    name = Path(checkpoint).resolve().name
+    return "".join(character if character.isprintable() and character != "`" else "_" for character in name)
 
 
 def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:

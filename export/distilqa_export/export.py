@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from distilqa.bundle import (
 )
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation import Question, read_questions
+from distilqa.evaluation import Question, parse_questions
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
@@ -87,9 +88,12 @@ def export(
     if not 0 <= max_f1_drop < math.inf:
         raise ExportError(f"max_f1_drop is {max_f1_drop:g}, must be 0 or more points of F1")
     variants = tuple(dict.fromkeys(variants))
-    calibration_samples = samples.read(calibration) if calibration else samples.packaged_calibration()
-    questions = read_questions(evaluation) if evaluation else samples.packaged_evaluation()
-    data = {"evaluation": _digest(evaluation, samples.EVALUATION)}
+    # Each file is read once, which a pipe allows, and so that its digest is that of what was used.
+    asked = _read(evaluation, samples.EVALUATION)
+    questions = parse_questions(asked, str(evaluation)) if evaluation else samples.packaged_evaluation()
+    calibrated = _read(calibration, samples.CALIBRATION)
+    calibration_samples = samples.parse(calibrated, str(calibration)) if calibration else samples.packaged_calibration()
+    data = {"evaluation": _describe_data(evaluation, asked, samples.EVALUATION)}
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -115,7 +119,7 @@ def export(
 
         if _INT8 in variants:
             progress(f"quantise: calibrate on {len(calibration_samples)} passages")
-            data["calibration"] = _digest(calibration, samples.CALIBRATION)
+            data["calibration"] = _describe_data(calibration, calibrated, samples.CALIBRATION)
             texts = [_tokenize(windower, s.question, s.context, s.place) for s in calibration_samples]
             windows = [window.input_ids for text in texts for window in text.windows]
             quantizer = Quantizer(path, windows, loaded.architecture)
@@ -150,10 +154,18 @@ def _tokenize(windower: Windower, question: str, context: str, place: str) -> To
         raise ExportError(f"{place}: {error}") from error
 
 
-def _digest(path: Path | None, packaged: str) -> str:
-    """What a file of questions was: its name and digest."""
-    content = path.read_bytes() if path else samples.packaged_file(packaged)
-    return f"{path.name if path else packaged}, SHA-256 {hashlib.sha256(content).hexdigest()}"
+def _read(path: Path | None, packaged: str) -> bytes:
+    try:
+        return path.read_bytes() if path else samples.packaged_file(packaged)
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}") from error
+
+
+def _describe_data(path: Path | None, content: bytes, packaged: str) -> str:
+    """What a file of questions was: its name and digest, and in words what is packaged."""
+    name = os.fsencode(path.name).decode(errors="replace") if path else packaged
+    described = f"{name}, SHA-256 {hashlib.sha256(content).hexdigest()}"
+    return described if path else f"{samples.PACKAGED[packaged]} ({described})"
 
 
 def _write(

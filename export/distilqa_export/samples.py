@@ -23,6 +23,12 @@ from distilqa_export.errors import ExportError
 CALIBRATION = "calibration.jsonl"
 EVALUATION = "evaluation.json.gz"
 
+# What the packaged files hold.
+PACKAGED = {
+    CALIBRATION: "200 questions on 200 passages of SQuAD v1.1's training set",
+    EVALUATION: "3,000 questions on 1,500 passages of SQuAD v1.1's development set",
+}
+
 _CALIBRATION_PASSAGES = 200
 _EVALUATION_PASSAGES, _QUESTIONS_EACH = 1500, 2
 _SEED = 0
@@ -58,13 +64,13 @@ def packaged_file(name: str) -> bytes:
     return files("distilqa_export").joinpath("data", name).read_bytes()
 
 
-def read(path: Path) -> list[Sample]:
+def parse(content: bytes, name: str) -> list[Sample]:
     """The samples of a JSON lines file. Raises ExportError if it has none, or a line has no question and context."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: {error}") from error
-    return _parse(text, str(path))
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{name}: {error}") from error
+    return _parse(text, name)
 
 
 def _parse(text: str, name: str) -> list[Sample]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain, repeat
@@ -105,7 +107,7 @@ def test_describes_the_model(exported: Exported, tiny: Checkpoint, kind: str) ->
     assert int8.measured["f1_drop_low"] <= int8.measured["f1_drop"] <= int8.measured["f1_drop_high"]
     assert int8.fp32_matmuls == fp32.fp32_matmuls == {}
     assert manifest.data["evaluation"].startswith("hundred.json, SHA-256 ")
-    assert manifest.data["calibration"].startswith("calibration.jsonl, SHA-256 ")
+    assert manifest.data["calibration"].startswith("200 questions on 200 passages of SQuAD v1.1's training set (calib")
 
 
 def test_tells_of_each_step(exported: Exported) -> None:
@@ -223,6 +225,35 @@ def test_calibrates_on_the_callers_own_questions(distilbert: Path, tmp_path: Pat
     assert "quantise: calibrate on 1 passages" in steps
     assert usual["cpu-fp32.onnx"] == mine["cpu-fp32.onnx"]
     assert usual["cpu-int8.onnx"].sha256 != mine["cpu-int8.onnx"].sha256
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_records_the_digests_of_what_a_pipe_brought(distilbert: Path, tmp_path: Path) -> None:
+    question = {"id": "1", "question": QUESTION, "answers": [{"text": "dog"}]}
+    content = {
+        "eval.json": json.dumps({"data": [{"title": "t", "paragraphs": [{"context": FOX, "qas": [question]}]}]}),
+        "calibration.jsonl": json.dumps({"question": QUESTION, "context": FOX}),
+    }
+    with ThreadPoolExecutor() as pool:
+        for name, text in content.items():
+            os.mkfifo(tmp_path / name)
+            pool.submit((tmp_path / name).write_text, text)
+        manifest = export(
+            str(distilbert),
+            tmp_path / "bundle",
+            evaluation=tmp_path / "eval.json",
+            calibration=tmp_path / "calibration.jsonl",
+        )
+    digests = [f"{name}, SHA-256 {hashlib.sha256(text.encode()).hexdigest()}" for name, text in content.items()]
+    assert [manifest.data["evaluation"], manifest.data["calibration"]] == digests
+
+
+def test_a_file_that_is_not_there(distilbert: Path, tmp_path: Path) -> None:
+    none, target = tmp_path / "none.json", tmp_path / "bundle"
+    with pytest.raises(ExportError, match=r"none\.json: No such file"):
+        export(str(distilbert), target, evaluation=none)
+    with pytest.raises(ExportError, match=r"none\.json: No such file"):
+        export(str(distilbert), target, calibration=none)
 
 
 # Each wrong second sample of a calibration file.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distilqa_export.errors import ExportError
-from distilqa_export.samples import CALIBRATION, Sample, packaged_calibration, packaged_evaluation, packaged_file, read
+from distilqa_export.samples import CALIBRATION, Sample, packaged_calibration, packaged_evaluation, packaged_file, parse
 
 
 def line(question: object = "Who?", context: object = "Me.") -> str:
@@ -51,7 +51,7 @@ def test_what_is_calibrated_on_is_not_judged_on(field: str) -> None:
 def test_reads_lines(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(f'{line()}\n\n  \n{{"question": "Où?", "context": "Ici.", "id": 7}}\n', encoding="utf-8")
-    assert read(path) == [Sample("Who?", "Me."), Sample("Où?", "Ici.")]
+    assert parse(path.read_bytes(), str(path)) == [Sample("Who?", "Me."), Sample("Où?", "Ici.")]
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"], ids=ascii)
@@ -61,7 +61,7 @@ def test_only_a_line_feed_ends_a_line(separator: str, tmp_path: Path) -> None:
     sample = Sample("Who?", f"Me,{separator}and you.")
     content = json.dumps({"question": sample.question, "context": sample.context}, ensure_ascii=False)
     path.write_text(f"{content}\n{line()}\n", encoding="utf-8")
-    assert read(path) == [sample, Sample("Who?", "Me.")]
+    assert parse(path.read_bytes(), str(path)) == [sample, Sample("Who?", "Me.")]
 
 
 # Each wrong second line, and what is said of it.
@@ -82,7 +82,7 @@ def test_names_the_line_that_is_wrong(wrong: str, message: str, tmp_path: Path) 
     path = tmp_path / "mine.jsonl"
     path.write_text(f"{line()}\n\n{wrong}\n{line()}\n", encoding="utf-8")
     with pytest.raises(ExportError, match=rf"mine\.jsonl, line 3: {message}"):
-        read(path)
+        parse(path.read_bytes(), str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -90,12 +90,10 @@ def test_refuses_a_file_without_questions(content: bytes, tmp_path: Path) -> Non
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
     with pytest.raises(ExportError, match=r"mine\.jsonl: has no questions"):
-        read(path)
+        parse(path.read_bytes(), str(path))
 
 
-def test_refuses_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"none\.jsonl: .*No such file"):
-        read(tmp_path / "none.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(line(context="caf").replace("caf", "caf\xe9").encode("latin-1"))
+def test_refuses_what_is_not_utf8() -> None:
+    content = line(context="caf").replace("caf", "caf\xe9").encode("latin-1")
     with pytest.raises(ExportError, match=r"latin\.jsonl: .*utf-8"):
-        read(tmp_path / "latin.jsonl")
+        parse(content, "latin.jsonl")
