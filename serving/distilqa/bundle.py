@@ -225,8 +225,8 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final name. Raises BundleError if ``target`` exists and ``overwrite`` is not set, or is something other than a
     bundle or an empty directory.
     """
-    target = Path(os.path.abspath(target))  # not resolved: a link stays a link
     _refuse_unless_replaceable(target, overwrite)
+    target = Path(os.path.realpath(target))  # a link stays a link, to the new bundle
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -236,15 +236,24 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _sync(path)
         _refuse_unless_replaceable(target, overwrite)  # another export may have been there meanwhile
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-            target.rename(old / target.name)
-            staging.rename(target)
-            shutil.rmtree(old)
+            _replace(target, staging)
         else:
             staging.rename(target)
         _sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(target: Path, staging: Path) -> None:
+    """Put ``staging`` in the place of ``target``; where that fails or is interrupted, the old one is there again."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        target.rename(old / target.name)
+        staging.rename(target)
+    finally:
+        if not target.exists():
+            (old / target.name).rename(target)
+        shutil.rmtree(old)
 
 
 def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
@@ -254,10 +263,19 @@ def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
         return
     if target.is_dir() and not any(target.iterdir()):
         return
-    if not (target / MANIFEST).is_file():
+    if not _is_bundle(target):
         raise BundleError(f"{target} exists and is not a bundle; nothing was written")
     if not overwrite:
         raise BundleError(f"{target} exists; pass --overwrite to replace it")
+
+
+def _is_bundle(target: Path) -> bool:
+    """Whether it is a bundle, be it damaged or of another schema: others have files called manifest.json too."""
+    try:
+        fields = json.loads((target / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and {"schema_version", "variants", "window_tokens"} <= fields.keys()
 
 
 def _sync(path: Path) -> None:

@@ -52,6 +52,9 @@ _CONTEXT = 60
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 1 with one line on stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a character that it cannot encode is no reason to fail
     try:
@@ -260,7 +263,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     from distilqa.reader import Reader
 
     bundle = Bundle.open(arguments.bundle)
-    variants = list(bundle.manifest.variants) if arguments.variant is None else [bundle.variant(arguments.variant)[0]]
+    first, _ = bundle.variant(arguments.variant)
+    variants = list(bundle.manifest.variants) if arguments.variant is None else [first]
     if arguments.predictions and len(variants) > 1:
         raise InvalidRequest("--predictions", f"is one file; choose a --variant of {', '.join(variants)}")
     questions = read_questions(arguments.file)
@@ -303,6 +307,8 @@ def _measure(reader: Reader, questions: Sequence[Question]) -> Evaluation:
 
 def _check_writable(flag: str, path: Path) -> None:
     """Raise InvalidRequest for a file that cannot be written: better now than when all is done."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return  # a pipe, which would wait for its reader
     try:
         path.open("a").close()  # what an earlier run has left stays until there is something new
     except OSError as error:
@@ -423,6 +429,8 @@ def _json(value: object, out: TextIO) -> str:
 
 def _read_passage(name: str) -> str:
     """The text of a file, or of stdin for "-", with its line ends as they are."""
+    if name == "-" and sys.stdin is None:
+        raise InvalidRequest("--passage", "-: stdin is closed")
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         return content.decode()

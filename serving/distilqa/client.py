@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import ssl
@@ -207,6 +208,9 @@ class AsyncClient(_Calls):
             return _answers(await self._stub.Answer(request, **self._options(timeout_s)))
         except grpc.RpcError as error:
             raise self._error(error) from error
+        except asyncio.CancelledError:
+            self._check_cancelled()
+            raise
 
     async def model(self, *, timeout_s: float | None = None) -> Model:
         """As `Client.model`."""
@@ -214,6 +218,15 @@ class AsyncClient(_Calls):
             return _model(await self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
         except grpc.RpcError as error:
             raise self._error(error) from error
+        except asyncio.CancelledError:
+            self._check_cancelled()
+            raise
+
+    def _check_cancelled(self) -> None:
+        """Raise Unavailable where `close` ended the call, and nobody cancelled the task that waits for it."""
+        task = asyncio.current_task()
+        if self._closed and not (task and task.cancelling()):
+            raise Unavailable("the client was closed during the call") from None
 
     async def close(self) -> None:
         self._closed = True

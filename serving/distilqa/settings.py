@@ -41,8 +41,10 @@ class ServerSettings(BaseSettings):
     max_requests: int = Field(512, ge=1, description="requests in flight; more are refused at once")
     max_bytes: int = Field(64 << 20, ge=1, description="bytes of requests in flight; more are refused at once")
     max_request_bytes: int = Field(256 << 10, ge=1, le=1 << 30, description="bytes of one request")
-    max_passages: int = Field(256, ge=1, description="passages of one request")
-    max_windows: int = Field(256, ge=1, description="windows of the model that one request's passages may make")
+    max_passages: int = Field(256, ge=1, le=2**32 - 1, description="passages of one request")
+    max_windows: int = Field(
+        256, ge=1, le=2**32 - 1, description="windows of the model that one request's passages may make"
+    )
     drain_s: float = Field(30.0, ge=0, description="how long a stopping server lets calls in flight finish, in seconds")
 
 

@@ -238,6 +238,24 @@ def test_a_question_that_is_no_text(target: str, bundle: Path, question: Any) ->
                     answer(*arguments)
 
 
+async def test_a_client_that_is_closed_during_a_call(bundle: Path) -> None:
+    """The call ends as unavailable; a task that was cancelled itself stays cancelled."""
+    async with held_server(bundle) as (server, engine):
+        client = AsyncClient(server.address)
+        call = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        await client.close()
+        with pytest.raises(Unavailable, match="closed during the call"):
+            await call
+        client = AsyncClient(server.address)
+        call = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.sleep(0)
+        call.cancel()
+        await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
 async def test_a_closed_client(target: str) -> None:
     with Client(target) as client:
         pass

@@ -380,6 +380,45 @@ def test_staged_refuses_what_is_no_bundle(tmp_path: Path, make: Callable[[Path],
     assert contents(tmp_path) == before
 
 
+def test_staged_writes_through_a_link(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "v1")
+    (tmp_path / "current").symlink_to("v1")
+    with staged(tmp_path / "current", overwrite=True) as folder:
+        (folder / "new").write_bytes(b"new")
+    assert os.readlink(tmp_path / "current") == "v1"
+    assert contents(tmp_path / "v1") == {"new": b"new"}
+
+
+def test_staged_puts_the_old_one_back_where_the_new_one_cannot_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_bundle(tmp_path / "bundle")
+    before, rename = contents(target), Path.rename
+
+    def interrupted(self: Path, to: Path) -> Path:
+        if to == target and "-old-" not in str(self):
+            raise SystemExit(143)
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit), staged(target, overwrite=True):
+        pass
+    assert contents(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("content", [b'{"manifest_version": 3}', b"[]", b"{", b"\xff"])
+def test_staged_refuses_what_only_has_a_manifest(tmp_path: Path, content: bytes) -> None:
+    target = tmp_path / "extension"
+    target.mkdir()
+    (target / MANIFEST).write_bytes(content)
+    (target / "notes").write_bytes(b"precious")
+    before = contents(target)
+    with pytest.raises(BundleError, match="is not a bundle; nothing was written"), staged(target, overwrite=True):
+        pass
+    assert contents(target) == before
+
+
 def test_staged_refuses_a_bundle_unless_told(tmp_path: Path) -> None:
     target = write_bundle(tmp_path / "bundle")
     before = contents(tmp_path)

@@ -184,6 +184,7 @@ def test_self_test_looks_at_every_logit(copy: Path, side: int, number: int, shar
         (b'{"inputs": [["a"]], "logits": {"cpu-fp32": [[[0], [0]]]}}', "cannot be run"),
         (b'{"inputs": [[101, 102]], "logits": {"cpu-fp32": []}}', "cannot be run"),
         (b'{"inputs": [[101, 102]], "logits": {}}', "cannot be run"),
+        (b'{"inputs": [[]], "logits": {"cpu-fp32": [[[], []]], "cpu-int8": [[[], []]]}}', "cannot be run"),
         (b'{"inputs": [], "logits": {"cpu-fp32": []}}', "tests nothing"),
     ],
 )

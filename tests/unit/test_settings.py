@@ -82,6 +82,11 @@ def test_requests_that_would_never_get_in() -> None:
     assert "max_bytes" in problem_of({"bundle": "somewhere", "max_bytes": "999", "max_request_bytes": "1000"})
 
 
+@pytest.mark.parametrize("name", ["max_windows", "max_passages"])
+def test_limits_that_no_message_can_carry(name: str) -> None:
+    assert name in problem_of({"bundle": "somewhere", name: str(2**32)})
+
+
 @pytest.mark.parametrize("name", WITH)
 def test_a_certificate_goes_with_its_key(name: str) -> None:
     problem = problem_of({"bundle": "somewhere", name: "file.pem"})
