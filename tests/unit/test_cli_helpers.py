@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from distilqa.answer import Answer
-from distilqa.cli import _own_name, _read_passage, _show, main
+from distilqa.cli import _check_writable, _own_name, _read_passage, _show, main
 from distilqa.errors import InvalidRequest
 from distilqa.settings import ENV_PREFIX, ServerSettings
 
@@ -335,3 +335,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"{version('distilqa')}\n"
+
+
+def test_a_pipe_for_predictions_is_not_opened_to_try_it(tmp_path: Path) -> None:
+    """That would wait for its reader."""
+    os.mkfifo(tmp_path / "pipe")
+    _check_writable("--predictions", tmp_path / "pipe")
+
+
+def test_closed_stdin_has_no_passage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InvalidRequest, match="stdin is closed"):
+        _read_passage("-")

@@ -302,3 +302,10 @@ def test_never_runs_code_of_a_checkpoint(
             load_checkpoint(str(folder))
     assert not mark.exists()
     assert asked == []
+
+
+def test_a_folder_whose_name_would_break_what_is_printed(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a\n# Heading `b`"
+    shutil.copytree(tiny_folder, folder)
+    loaded = load_checkpoint(str(folder))
+    assert loaded.name == loaded.source.checkpoint == "a_# Heading _b_"
