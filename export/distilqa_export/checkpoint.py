@@ -210,6 +210,10 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
+    for name in ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"):
+        count = config.get(name, 1)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
     if "quantization_config" in config:
         raise CheckpointError("found quantised weights (quantization_config); needed are plain ones")
 
@@ -219,6 +223,7 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         model, report = model_class.from_pretrained(
             folder,
             dtype=torch.float32,
+            torchscript=False,  # with it, the model would return bare tuples
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -238,6 +243,9 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         raise CheckpointError("the model has 1 token type; needed are 2, question and passage")
     if model.config.num_labels != 2:
         raise CheckpointError(f"the head has {model.config.num_labels} outputs; needed are 2, start and end")
+    others = {str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"}
+    if others:
+        raise CheckpointError(f"{folder}: found weights of {', '.join(sorted(others))} that do not become float32")
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{folder}: tensors hold values that are not finite: {', '.join(broken)}")

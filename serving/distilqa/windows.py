@@ -29,6 +29,9 @@ MAX_QUESTION_CHARACTERS = 4096
 
 _SPECIAL_TOKENS = 3
 
+# Egyptian hieroglyphs, which no vocabulary has.
+_UNKNOWN_WORD = "\U00013000\U00013080"
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -76,8 +79,8 @@ class Tokenized:
 class Windower:
     """Cuts questions and passages into windows of at most ``max_tokens`` tokens.
 
-    ``tokenizer_json`` is the content of a ``tokenizer.json``. Raises BundleError if it cannot be read or has no
-    [CLS] and [SEP]. Safe to use from several threads at once.
+    ``tokenizer_json`` is the content of a ``tokenizer.json``. Raises BundleError if it cannot be read, or has no
+    [CLS] and [SEP], or no token for unknown words. Safe to use from several threads at once.
     """
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int) -> None:
@@ -88,6 +91,10 @@ class Windower:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not a separator
+        try:
+            tokenizer.encode(_UNKNOWN_WORD)
+        except Exception as error:  # it has no token for what it does not know
+            raise BundleError(f"tokenizer.json: {error}") from error
         special = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
         for name, token in special.items():
             if token is None:

@@ -160,6 +160,14 @@ def test_word_places_are_those_of_the_tokenizers_words(windower: Windower, token
     assert np.all(np.diff(passage.word_ends) >= 0)
 
 
+def test_a_tokenizer_without_a_token_for_unknown_words_is_refused(tokenizer_json: str) -> None:
+    content = json.loads(tokenizer_json)
+    del content["model"]["vocab"]["[UNK]"]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "[UNK]"]
+    with pytest.raises(BundleError, match=r"tokenizer\.json: .*\[UNK\]"):
+        Windower(json.dumps(content), max_tokens=384)
+
+
 def test_special_tokens_written_out_are_text(windower: Windower, tokenizer: Tokenizer) -> None:
     spelt = "[CLS] a [SEP] b[SEP]c [MASK] [PAD] [UNK]"
     (window,) = windower.tokenize(spelt, [spelt]).windows

@@ -104,6 +104,8 @@ def one_segment(folder: Path) -> None:
     config(type_vocab_size=1)(folder)
 
 
+HEAD = "qa_outputs.weight"
+
 # Each damage to a tiny DistilBERT checkpoint, and what the refusal must say.
 REFUSALS: dict[str, tuple[Damage, str | None]] = {
     "no config": (remove("config.json"), "no readable config.json"),
@@ -123,6 +125,13 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
     "truncated weights": (truncate, "model.safetensors: is not a readable safetensors file"),
     "empty weights": (write("model.safetensors", b""), "model.safetensors: is not a readable safetensors file"),
     "relu": (config(activation="relu"), "found the activation 'relu'; needed is 'gelu'"),
+    "heads no integer": (config(n_heads=4.0), "found n_heads 4.0 in config.json; needed is an integer of 1 or more"),
+    "heads below 1": (config(n_heads=-4), "found n_heads -4 in config.json"),
+    "heads true": (config(n_heads=True), "found n_heads True in config.json"),
+    "8-bit head": (
+        tensors(lambda values: values.update({HEAD: values[HEAD].to(torch.float8_e4m3fn)})),
+        "found weights of torch.float8_e4m3fn",
+    ),
     "no tokenizer": (remove("tokenizer.json", "vocab.txt"), "no tokenizer; needed is tokenizer.json or vocab.txt"),
     "broken tokenizer": (write("tokenizer.json", b"{"), "the tokenizer cannot be read"),
     "other tokenizer": (edit("tokenizer_config.json", tokenizer_class="Nobodys"), "the tokenizer cannot be read"),
@@ -302,6 +311,13 @@ def test_never_runs_code_of_a_checkpoint(
             load_checkpoint(str(folder))
     assert not mark.exists()
     assert asked == []
+
+
+def test_a_model_that_would_return_bare_tuples(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    edit("config.json", torchscript=True)(tmp_path / "tiny")
+    loaded = load_checkpoint(str(tmp_path / "tiny"))
+    assert loaded.model(torch.tensor([[101, 2054, 102, 2054, 102]])).start_logits.shape == (1, 5)
 
 
 def test_a_folder_whose_name_would_break_what_is_printed(tiny_folder: Path, tmp_path: Path) -> None:
