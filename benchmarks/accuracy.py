@@ -35,8 +35,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import create_calibrator
 
 from benchmarks import models
-from benchmarks.kernels import environment
-from distilqa.engine import import_onnxruntime, open_session, usable_cores
+from benchmarks.kernels import environment, open_stock
+from distilqa.engine import open_session, usable_cores
 from distilqa.evaluation import Evaluation, Question, read_questions
 from distilqa.progress import ProgressBar
 from distilqa.windows import Int64, Tokenized, Windower
@@ -105,18 +105,8 @@ class Workshop:
         """What a recipe writes, as ONNX Runtime opens it by default, with its own fusions."""
         path = self._file()
         quantize(path)
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        masked = "attention_mask" in [node.name for node in session.get_inputs()]
-
-        def run(windows: Sequence[Int64]) -> Any:
-            ids = np.stack(windows)
-            return session.run(None, {"input_ids": ids} | ({"attention_mask": np.ones_like(ids)} if masked else {}))
-
-        return Contender(run, path)
+        run = open_stock(path, threads=1)
+        return Contender(lambda windows: run(np.stack(windows)), path)
 
     def _file(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.folder)) / "model.onnx"
