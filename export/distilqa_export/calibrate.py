@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What the rows of a value were over all tokens: extremes and mean, each (channels,).
-
-    ``covariance`` is (channels, channels), or its diagonal alone, (channels,).
-    """
+    """What the rows of a value were over all tokens: extremes and mean (channels,), covariance (channels, channels)."""
 
     least: Float64
     greatest: Float64
@@ -33,14 +30,27 @@ class Observed:
     @property
     def variance(self) -> Float64:
         """Of each channel, (channels,)."""
-        return self.covariance if self.covariance.ndim == 1 else np.diagonal(self.covariance)
+        return np.diagonal(self.covariance)
 
     def reach(self, centre: Float64 | float = 0.0) -> Float64:
         """How far each channel goes from its centre, (channels,)."""
         return np.maximum(self.greatest - centre, centre - self.least)
 
+    def moved(self, by: Float64) -> Observed:
+        """The same, had that been added to each channel."""
+        return Observed(self.least + by, self.greatest + by, self.mean + by, self.covariance)
+
+    def scaled(self, by: Float64) -> Observed:
+        """The same, had each channel been multiplied by that, which is positive."""
+        return Observed(self.least * by, self.greatest * by, self.mean * by, self.covariance * by * by[:, None])
+
+    def ordered(self, order: npt.NDArray[np.intp]) -> Observed:
+        """The same, had the channels stood in that order."""
+        covariance = self.covariance[np.ix_(order, order)]
+        return Observed(self.least[order], self.greatest[order], self.mean[order], covariance)
+
     def without(self, first: int) -> Observed:
-        """The same, had the first channels always been 0; needs the whole covariance."""
+        """The same, had the first channels always been 0."""
         gone = np.arange(len(self.mean)) < first
         least, greatest, mean = (np.where(gone, 0.0, seen) for seen in (self.least, self.greatest, self.mean))
         return Observed(least, greatest, mean, np.where(gone | gone[:, None], 0.0, self.covariance))
@@ -54,11 +64,11 @@ _TOGETHER = 16
 
 
 def observe(
-    model: Path, values: Sequence[str], windows: Sequence[Int64], *, covariances: bool = True
+    model: Path, values: Sequence[str], windows: Sequence[Int64], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Observed]:
     """Run a saved fp32 model on each window, (length,) int64, and return what the named values were.
 
-    Without ``covariances`` there is only their diagonal. Raises ExportError if they overflow.
+    ``progress`` is told how many windows are done. Raises ExportError if the values overflow.
     """
     graph = ir.load(model)
     named = {value.name: value for node in graph.graph for value in node.outputs}
@@ -73,8 +83,9 @@ def observe(
         for name, rows in zip(values, zip(*runs, strict=True), strict=True):
             together = np.concatenate(rows, axis=1)[0]
             if name not in seen:
-                seen[name] = _Sums(together.mean(axis=0), covariances)
+                seen[name] = _Sums(together.mean(axis=0))
             seen[name].add(together)
+        progress(begin + len(runs))
     found = {name: sums.observed() for name, sums in seen.items()}
     for name, value in found.items():
         if not np.isfinite(value.covariance).all():
@@ -85,14 +96,14 @@ def observe(
 class _Sums:
     """Sums over rows as seen from an origin near their mean, from where fp32 has digits enough."""
 
-    def __init__(self, origin: Float32, covariances: bool) -> None:
+    def __init__(self, origin: Float32) -> None:
         channels = len(origin)
         self._origin = origin
         self._least = np.full(channels, np.inf)
         self._greatest = np.full(channels, -np.inf)
         self._rows = 0
         self._sum = np.zeros(channels)
-        self._products = np.zeros((channels, channels) if covariances else channels)
+        self._products = np.zeros((channels, channels))
 
     def add(self, rows: Float32) -> None:
         self._least = np.minimum(self._least, rows.min(axis=0))
@@ -101,14 +112,13 @@ class _Sums:
         centred = rows - self._origin
         with np.errstate(over="ignore", invalid="ignore"):  # which `observe` finds
             self._sum += centred.sum(axis=0)
-            self._products += centred.T @ centred if self._products.ndim == 2 else (centred**2).sum(axis=0)
+            self._products += centred.T @ centred
 
     def observed(self) -> Observed:
         shift, products = self._sum / self._rows, self._products / self._rows
-        square = products.ndim == 2
-        covariance = products - (np.outer(shift, shift) if square else shift**2)
+        covariance = products - np.outer(shift, shift)
         mean = self._origin + shift
         # What fp32 rounded off is no variance, and may be less than 0.
-        constant = (np.diagonal(covariance) if square else covariance) <= (_FP32_DIGITS * mean) ** 2
-        covariance = np.where(constant | constant[:, None] if square else constant, 0.0, covariance)
+        constant = np.diagonal(covariance) <= (_FP32_DIGITS * mean) ** 2
+        covariance = np.where(constant | constant[:, None], 0.0, covariance)
         return Observed(self._least, self._greatest, mean, covariance)

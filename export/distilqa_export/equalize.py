@@ -26,15 +26,18 @@ from distilqa_export.layers import Layer, Linear, after, constant, layers, opera
 from distilqa_export.rounding import equalizing_factors, lifted
 
 
-def equalize(fused: Path, observed: Mapping[str, Observed]) -> ir.Model:
-    """Return a model with the logits of the saved fused model. ``observed`` has the values that `values` names."""
-    model = ir.load(fused)
+def equalize(fused: Path, observed: Mapping[str, Observed]) -> tuple[ir.Model, dict[str, Observed]]:
+    """Return a model with the logits of the saved fused model, and what its values would have been observed to be.
+
+    ``observed`` has what those that `values` names were in the fused model.
+    """
+    model, seen = ir.load(fused), dict(observed)
     for layer in list(layers(model)):
-        _equalize_norm(layer.query.x, [layer.query, layer.key, layer.value], layer.out, observed)
-        _equalize_norm(layer.widen.x, [layer.widen], layer.narrow, observed)
-        _equalize_attention(layer, observed)
-        _sort(layer, observed[str(layer.narrow.x.name)])
-    return model
+        _equalize_norm(layer.query.x, [layer.query, layer.key, layer.value], layer.out, seen)
+        _equalize_norm(layer.widen.x, [layer.widen], layer.narrow, seen)
+        _equalize_attention(layer, seen)
+        _sort(layer, seen)
+    return model, seen
 
 
 def values(model: ir.Model) -> list[str]:
@@ -54,11 +57,12 @@ def block_channels(feed_forward: int) -> int:
     return max(1, feed_forward // 48 // 16 * 16)
 
 
-def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, observed: Mapping[str, Observed]) -> None:
+def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, seen: dict[str, Observed]) -> None:
     """Equalise the norm that makes x, which goes into some matmuls, and is added to the output of the last of them."""
-    seen = observed[str(x.name)]
-    centre, reach = (seen.greatest + seen.least) / 2, (seen.greatest - seen.least) / 2
-    factors = equalizing_factors(reach, seen.variance, [linear.weight for linear in into])
+    before = seen[str(x.name)]
+    centre, reach = (before.greatest + before.least) / 2, (before.greatest - before.least) / 2
+    factors = equalizing_factors(reach, before.variance, [linear.weight for linear in into])
+    seen[str(x.name)] = before.moved(-centre).scaled(factors)
     norm = x.producer()
     assert norm is not None
     set_constant(norm, 1, constant(operand(norm, 1)) * factors)
@@ -77,27 +81,31 @@ def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, observed
     set_constant(widened, 1, 1 / factors)
 
 
-def _equalize_attention(layer: Layer, observed: Mapping[str, Observed]) -> None:
-    query, key, value = (observed[str(linear.output.name)] for linear in (layer.query, layer.key, layer.value))
-    layer.key.bias -= key.mean
+def _equalize_attention(layer: Layer, seen: dict[str, Observed]) -> None:
+    query, key, value = (seen[str(linear.output.name)] for linear in (layer.query, layer.key, layer.value))
     factors = np.sqrt(lifted(key.reach(key.mean)) / lifted(query.reach()))
-    _scale_outputs(layer.query, factors)
-    _scale_outputs(layer.key, 1 / factors)
-    layer.out.bias += value.mean @ layer.out.weight
-    layer.value.bias -= value.mean
     reach = lifted(value.reach(value.mean))
-    _scale_outputs(layer.value, 1 / reach)
+    _change_outputs(layer.query, np.zeros_like(factors), factors, seen)
+    _change_outputs(layer.key, -key.mean, 1 / factors, seen)
+    _change_outputs(layer.value, -value.mean, 1 / reach, seen)
+    mixed = str(layer.out.x.name)
+    seen[mixed] = seen[mixed].moved(-value.mean).scaled(1 / reach)
+    layer.out.bias += value.mean @ layer.out.weight
     layer.out.weight *= reach[:, None]
 
 
-def _scale_outputs(linear: Linear, factors: Float64) -> None:
-    linear.weight *= factors
-    linear.bias *= factors
+def _change_outputs(linear: Linear, moved: Float64, scaled: Float64, seen: dict[str, Observed]) -> None:
+    linear.weight *= scaled
+    linear.bias = (linear.bias + moved) * scaled
+    name = str(linear.output.name)
+    seen[name] = seen[name].moved(moved).scaled(scaled)
 
 
-def _sort(layer: Layer, units: Observed) -> None:
+def _sort(layer: Layer, seen: dict[str, Observed]) -> None:
     """Order the units of the feed-forward network by reach, the farthest first."""
-    order = np.argsort(-units.reach(), kind="stable")
+    units = str(layer.narrow.x.name)
+    order = np.argsort(-seen[units].reach(), kind="stable")
+    seen[units] = seen[units].ordered(order)
     layer.widen.weight = layer.widen.weight[:, order]
     layer.widen.bias = layer.widen.bias[order]
     layer.narrow.weight = layer.narrow.weight[order]

@@ -92,5 +92,5 @@ def equalizing_factors(reach: Float64, variance: Float64, weights: list[Float64]
 
 def lifted(reach: Float64) -> Float64:
     """The reach of channels, none so small beside the greatest that dividing by it would lose precision."""
-    greatest: float = reach.max()
-    return np.maximum(reach, 1e-3 * greatest) if greatest > 0 else np.ones_like(reach)
+    least: float = 1e-3 * reach.max()
+    return np.maximum(reach, least) if least > 0 else np.ones_like(reach)

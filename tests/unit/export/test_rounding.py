@@ -204,6 +204,7 @@ def test_equalizing_narrows_the_channels_that_reach_far() -> None:
 
 @given(arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1e30)))
 @example(np.zeros(2))
+@example(np.array([5e-324, 0.0]))
 @example(np.array([0.0, 1.0, 1e-2]))
 def test_lifted_reaches_are_at_least_a_thousandth_of_the_greatest(reach: Float64) -> None:
     raised = lifted(reach)
