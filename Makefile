@@ -18,10 +18,9 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
 	@touch $@
 
-bundle: $(BUNDLE)/manifest.json
-
-$(BUNDLE)/manifest.json: $(READY)
-	@test -e $@ || $(BIN)/distilqa export $(CHECKPOINT) --output $(BUNDLE)
+bundle: $(READY)
+	@if test -e $(BUNDLE)/manifest.json; then echo '$(BUNDLE) is there already; remove it to export again.'; \
+	else $(BIN)/distilqa export $(CHECKPOINT) --output $(BUNDLE); fi
 
 serve: bundle
 	$(BIN)/distilqa serve $(BUNDLE)

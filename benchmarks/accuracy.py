@@ -11,7 +11,6 @@ against those of the released model.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,9 +44,10 @@ from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.check import Run, runner
 from distilqa_export.checkpoint import load_checkpoint
 from distilqa_export.fuse import fuse
-from distilqa_export.gate import agreement, f1_drop, judge, rank, seconds_of
+from distilqa_export.gate import agreement, f1_drop, judge, rank
 from distilqa_export.quantize import Quantizer
 from distilqa_export.rounding import Int8, int8_scale
+from distilqa_export.speed import median_ratio, side_by_side
 from distilqa_export.trace import trace
 
 RELEASED = "+ outliers after Gelu in fp32 (cpu-int8)"
@@ -174,7 +174,7 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
 def static_steps(workshop: Workshop) -> dict[str, Make]:
     """The exporter's int8 by each calibration method, then with one more of its steps each time, but for the last."""
     steps: dict[str, Callable[..., Any]] = {
-        "equalize": lambda fused, observed: ir.load(fused),
+        "equalize": lambda fused, observed: (ir.load(fused), observed),
         "_block_factors": lambda units, weight: (len(units.mean), np.ones(1)),
         "Rounder": _Nearest,
         "count_outliers": lambda reach: 0,
@@ -261,13 +261,8 @@ class _Nearest:
 
 def time_all(contenders: Mapping[str, Contender], windows: Sequence[Int64]) -> dict[str, float]:
     """The median, over windows and rounds, of how many times as long a run takes as the released model's."""
-    ratios: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(_TIMED_ROUNDS):
-        for window in windows:
-            seconds = {name: seconds_of(contender.run, window) for name, contender in contenders.items()}
-            for name, spent in seconds.items():
-                ratios[name].append(spent / seconds[RELEASED])
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    seconds = side_by_side({name: contender.run for name, contender in contenders.items()}, windows, _TIMED_ROUNDS)
+    return {name: median_ratio(spent, seconds[RELEASED]) for name, spent in seconds.items()}
 
 
 def judge_one(

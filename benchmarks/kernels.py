@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks import models
 from distilqa.bundle import Bundle
 from distilqa.engine import import_onnxruntime, open_session, run_session
+from distilqa_export.speed import processor
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 384, 512)
 OURS, STOCK = "cpu-int8", "stock int8"
@@ -155,11 +156,8 @@ def report(samples: dict[int, dict[str, list[float]]], threads: int) -> str:
 
 def environment() -> dict[str, str]:
     """What the numbers were measured on."""
-    cpu = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
     return {
-        "cpu": cpu[0] if cpu else platform.processor(),
+        "cpu": processor(),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
         "onnxruntime": import_onnxruntime().__version__,

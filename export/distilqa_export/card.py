@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from distilqa.bundle import File, Manifest, Variant
+from distilqa.evaluation import MAX_ANSWER_TOKENS
+from distilqa.windows import DEFAULT_DOC_STRIDE
 from distilqa_export.checkpoint import Checkpoint
 
 _UNKNOWN = "unknown: the metadata of the checkpoint's card do not say; its text, below, may"
@@ -65,16 +67,23 @@ among them; none was measured for this bundle. The checkpoint's own card, below,
 - Procedure: what the checkpoint's own card says, below. This export trained nothing.
 
 ## Evaluation
-Exact match and F1 by SQuAD v1.1's metric, answers of up to 30 tokens, on {manifest.data["evaluation"]}.
+Exact match and F1 by SQuAD v1.1's metric, answers of up to {MAX_ANSWER_TOKENS} tokens, windows of
+{manifest.window_tokens} tokens that overlap by {DEFAULT_DOC_STRIDE} or half of what the question leaves, on
+{manifest.data["evaluation"]}.
 
 | variant | questions | exact match | F1 |
 |---|---|---|---|
 {_scores(manifest)}
 {_int8_against_fp32(manifest)}
 ## Technical data
-| variant | quantisation | size | measured at export |
-|---|---|---|---|
+Measured at export, on one machine ({manifest.processor}):
+
+| variant | size | what was measured |
+|---|---|---|
 {_variants(manifest, files)}
+
+Quantisation:
+{_quantization(manifest)}
 
 {_operators(manifest)}
 - Made {manifest.created} with {", ".join(f"{name} {version}" for name, version in manifest.tools.items())}
@@ -144,13 +153,17 @@ Matmuls that stayed fp32 for that, with the error of the logits that each caused
 
 def _variants(manifest: Manifest, files: dict[str, File]) -> str:
     return "\n".join(
-        f"| {name} | {variant.quantization} | {files[variant.file].bytes / 1e6:.1f} MB | {_measured(variant)} |"
+        f"| {name} | {files[variant.file].bytes / 1e6:.1f} MB | {_measured(variant)} |"
         for name, variant in manifest.variants.items()
     )
 
 
 def _measured(variant: Variant) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in variant.measured.items())
+    return ", ".join(f"{name} {text}" for name, text in variant.shown().items())
+
+
+def _quantization(manifest: Manifest) -> str:
+    return "\n".join(f"- {name}: {variant.quantization}" for name, variant in manifest.variants.items())
 
 
 def _operators(manifest: Manifest) -> str:

@@ -6,12 +6,11 @@ int8 may not lose more F1 than its budget.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import os
 import shutil
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from distilqa.bundle import (
@@ -36,19 +36,21 @@ from distilqa.bundle import (
 )
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation import Question, parse_questions
+from distilqa.evaluation import Question
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
 from distilqa_export import samples
 from distilqa_export.card import write_card
-from distilqa_export.check import check_fp32, runner
+from distilqa_export.check import MAX_FP32_DIFFERENCE, check_fp32, largest_difference, logits_of, runner
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
 from distilqa_export.gate import Judged, Released, judge, release
 from distilqa_export.probe import saturation_probe
+from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import METHOD, Quantizer
+from distilqa_export.speed import processor, side_by_side
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
@@ -60,7 +62,11 @@ MAX_F1_DROP = 0.5
 # How many of the evaluation's questions the self-test keeps, from the shortest to the longest.
 _SELF_TESTS = 3
 
-Progress = Callable[[str], None]
+# Packaged passages that show how far int8 is from fp32, so that it does not depend on the caller's questions.
+_TOLERANCE_PASSAGES = 50
+
+# Of the window that runs are timed on, and how many times.
+_TIMED_TOKENS, _TIMED_ROUNDS = 128, 15
 
 
 def export(
@@ -88,12 +94,9 @@ def export(
     if not 0 <= max_f1_drop < math.inf:
         raise ExportError(f"max_f1_drop is {max_f1_drop:g}, must be 0 or more points of F1")
     variants = tuple(dict.fromkeys(variants))
-    # Each file is read once, which a pipe allows, and so that its digest is that of what was used.
-    asked = _read(evaluation, samples.EVALUATION)
-    questions = parse_questions(asked, str(evaluation)) if evaluation else samples.packaged_evaluation()
-    calibrated = _read(calibration, samples.CALIBRATION)
-    calibration_samples = samples.parse(calibrated, str(calibration)) if calibration else samples.packaged_calibration()
-    data = {"evaluation": _describe_data(evaluation, asked, samples.EVALUATION)}
+    questions, asked = samples.read_evaluation(evaluation)
+    texts, calibrated = samples.read_calibration(calibration)
+    data = {"evaluation": asked} | ({"calibration": calibrated} if _INT8 in variants else {})
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -118,15 +121,18 @@ def export(
         made = {_FP32: Released(model, path, judged, {}, {"largest_difference_from_pytorch": difference})}
 
         if _INT8 in variants:
-            progress(f"quantise: calibrate on {len(calibration_samples)} passages")
-            data["calibration"] = _describe_data(calibration, calibrated, samples.CALIBRATION)
-            texts = [_tokenize(windower, s.question, s.context, s.place) for s in calibration_samples]
-            windows = [window.input_ids for text in texts for window in text.windows]
-            quantizer = Quantizer(path, windows, loaded.architecture)
+            progress("calibrate int8")
+            read = [_tokenize(windower, text.question, text.context, text.place) for text in texts]
+            windows = [window.input_ids for one in read for window in one.windows]
+            told = tenths("calibrate int8", len(windows), "windows", progress)
+            quantizer = Quantizer(path, windows, loaded.architecture, told)
+            progress("quantise")
             made[_INT8] = release(quantizer, scratch, windows, judged, judge_saved, max_f1_drop, progress)
 
-        progress("write")
-        manifest = _write(folder, loaded, {name: made[name] for name in variants}, list(tokenized.values()), data)
+        progress("time, and write")
+        described = _describe_variants(made, variants, loaded, windower)
+        released = {name: made[name] for name in variants}
+        manifest = _write(folder, loaded, released, described, list(tokenized.values()), data)
         for name in variants:
             Reader(folder, name)  # what was written loads, verifies and passes its own self-test
     return manifest
@@ -138,11 +144,8 @@ def _judge_saved(
     """A function that judges a saved model, and tells of each tenth of the questions."""
 
     def judge_saved(model: Path) -> Judged:
-        def tell(done: int) -> None:
-            if done % max(1, len(questions) // 10) == 0:
-                progress(f"{model.stem}: {done:,} of {len(questions):,} questions")
-
-        return judge(runner(open_session(model, threads=1)), questions, tokenized, tell)
+        told = tenths(model.stem, len(questions), "questions", progress)
+        return judge(runner(open_session(model, threads=1)), questions, tokenized, told)
 
     return judge_saved
 
@@ -154,22 +157,61 @@ def _tokenize(windower: Windower, question: str, context: str, place: str) -> To
         raise ExportError(f"{place}: {error}") from error
 
 
-def _read(path: Path | None, packaged: str) -> bytes:
-    try:
-        return path.read_bytes() if path else samples.packaged_file(packaged)
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}") from error
+def _describe_variants(
+    made: Mapping[str, Released], names: Sequence[str], loaded: Checkpoint, windower: Windower
+) -> dict[str, Variant]:
+    """The variants of those names; fp32 is among those that are made."""
+    fp32 = made[_FP32].path
+    tokens = min(_TIMED_TOKENS, loaded.window_tokens)
+    window = np.random.default_rng(0).integers(0, loaded.architecture.vocabulary, tokens)
+    runs = {name: runner(open_session(made[name].path, threads=1)) for name in names}
+    milliseconds = {
+        name: {f"milliseconds_of_1x{tokens}": 1e3 * statistics.median(seconds)}
+        for name, seconds in side_by_side(runs, [window], _TIMED_ROUNDS).items()
+    }
+    return {
+        name: _describe_variant(name, made[name], _tolerance(fp32, made[name].path, windower), milliseconds[name])
+        for name in names
+    }
 
 
-def _describe_data(path: Path | None, content: bytes, packaged: str) -> str:
-    """What a file of questions was: its name and digest, and in words what is packaged."""
-    name = os.fsencode(path.name).decode(errors="replace") if path else packaged
-    described = f"{name}, SHA-256 {hashlib.sha256(content).hexdigest()}"
-    return described if path else f"{samples.PACKAGED[packaged]} ({described})"
+def _describe_variant(name: str, made: Released, tolerance: float, milliseconds: dict[str, float]) -> Variant:
+    found = made.judged.evaluation
+    scores = {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
+    return Variant(
+        file=f"{name}.onnx",
+        precision=name.removeprefix("cpu-"),
+        quantization=METHOD if name == _INT8 else "none",
+        operators=dict(sorted(census(made.model).items())),
+        tolerance=tolerance,
+        measured=made.measured | scores | milliseconds,
+        fp32_matmuls=made.fp32_matmuls,
+    )
+
+
+def _tolerance(fp32: Path, variant: Path, windower: Windower) -> float:
+    """How far logits may be off on another processor, where sums are rounded in another order.
+
+    A rounding that tips one 8-bit value over is amplified through the layers, so int8 needs room: where two models are
+    each as far from fp32 as this one on packaged passages, they are at most twice as far from one another. What
+    differs by more is another model.
+    """
+    if variant == fp32:
+        return MAX_FP32_DIFFERENCE
+    texts = samples.packaged_calibration()[:_TOLERANCE_PASSAGES]
+    tokenized = [windower.tokenize(text.question, [text.context]) for text in texts]
+    runs = [runner(open_session(path, threads=usable_cores())) for path in (fp32, variant)]
+    expected, found = ([logits_of(run, one) for one in tokenized] for run in runs)
+    return 2 * largest_difference(expected, found)
 
 
 def _write(
-    folder: Path, loaded: Checkpoint, made: Mapping[str, Released], questions: list[Tokenized], data: dict[str, str]
+    folder: Path,
+    loaded: Checkpoint,
+    made: Mapping[str, Released],
+    described: dict[str, Variant],
+    questions: list[Tokenized],
+    data: dict[str, str],
 ) -> Manifest:
     """Write all files of the bundle."""
     for name, variant in made.items():
@@ -179,30 +221,7 @@ def _write(
     (folder / SELF_TEST).write_text(_self_test(questions, logits), encoding="utf-8")
     if _INT8 in made:
         ir.save(saturation_probe(), folder / INT8_PROBE)
-    return _write_manifest(folder, loaded, {name: _describe_variant(name, one) for name, one in made.items()}, data)
-
-
-def _describe_variant(name: str, made: Released) -> Variant:
-    found = made.judged.evaluation
-    scores = {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
-    return Variant(
-        file=f"{name}.onnx",
-        precision=name.removeprefix("cpu-"),
-        quantization=METHOD if name == _INT8 else "none",
-        operators=dict(sorted(census(made.model).items())),
-        tolerance=_tolerance(made.measured),
-        measured=made.measured | scores,
-        fp32_matmuls=made.fp32_matmuls,
-    )
-
-
-def _tolerance(measured: Mapping[str, float]) -> float:
-    """How far logits may be off on another processor, where sums are rounded in another order.
-
-    A rounding that tips one 8-bit value over is amplified through the layers, so int8 needs room; but what differs by
-    more than quantisation itself moved any logit is another model.
-    """
-    return measured.get("largest_difference_from_fp32", 1e-3)
+    return _write_manifest(folder, loaded, described, data)
 
 
 def _self_test(questions: list[Tokenized], logits: dict[str, list[list[Logits]]]) -> str:
@@ -231,6 +250,7 @@ def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Varian
         variants=variants,
         data=data,
         tools={name: version(name) for name in _TOOLS},
+        processor=processor(),
         files={},
     )
     files = {path.name: describe(path) for path in sorted(folder.iterdir())}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +17,9 @@ from distilqa.spans import Float32, Logits, decode
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.check import Run, largest_difference, logits_of, runner
 from distilqa_export.errors import ExportError
+from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import Quantizer
+from distilqa_export.speed import median_ratio, side_by_side
 
 _RESAMPLES = 10_000
 _LEVEL = 95
@@ -90,7 +90,7 @@ def release(
     fp32: Judged,
     judged_by: Judge,
     budget: float,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Released:
     """Return the int8 model with the fewest matmuls in fp32 whose F1 is within the budget, in points, of fp32's.
 
@@ -100,15 +100,20 @@ def release(
     ranked: dict[str, float] = {}
     for kept in range(int(len(quantizer.matmuls) * _LARGEST_PART_IN_FP32) + 1):
         if kept == 1:
-            progress(f"rank {len(quantizer.matmuls)} matmuls by the error of their quantisation")
-            ranked = rank(quantizer, scratch, windows[:_WINDOWS])
+            told = tenths("rank by the error of their quantisation", len(quantizer.matmuls), "matmuls", progress)
+            ranked = rank(quantizer, scratch, windows[:_WINDOWS], told)
         left = dict(list(ranked.items())[:kept])
         model = quantizer.model(left)
         ir.save(model, path)
         judged = judged_by(path)
         drop = f1_drop(fp32.evaluation, judged.evaluation)
-        progress(f"int8 with {kept} matmuls in fp32 loses {drop.points:.2f} F1 ({drop.low:.2f} to {drop.high:.2f})")
+        progress(
+            f"int8 with {kept} of {len(quantizer.matmuls)} matmuls in fp32 loses {drop.points:.2f} points of F1"
+            f" ({_LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
+        )
         if drop.points <= budget:
+            if drop.high > budget:
+                progress(f"the interval reaches beyond {budget:g}: more questions (--eval) would make it surer")
             measured = {
                 "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
                 "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
@@ -148,19 +153,24 @@ def agreement(one: Evaluation, other: Evaluation) -> float:
     return sum((a.start, a.end) == (b.start, b.end) for a, b in pairs) / len(pairs)
 
 
-def rank(quantizer: Quantizer, scratch: Path, windows: Sequence[Int64]) -> dict[str, float]:
-    """The root mean square error of the logits when one matmul alone is int8, by its name, the worst first."""
+def rank(
+    quantizer: Quantizer, scratch: Path, windows: Sequence[Int64], progress: Callable[[int], None] = lambda done: None
+) -> dict[str, float]:
+    """The root mean square error of the logits when one matmul alone is int8, by its name, the worst first.
+
+    ``progress`` is told how many matmuls are done.
+    """
 
     def logits(fp32: Sequence[str]) -> Float32:
         path = scratch / "ranked.onnx"
         ir.save(quantizer.model(fp32), path)
         return _all_logits(runner(open_session(path, threads=1)), windows)
 
-    expected = logits(quantizer.matmuls)
-    errors = {
-        name: float(np.sqrt(np.mean((logits([o for o in quantizer.matmuls if o != name]) - expected) ** 2)))
-        for name in quantizer.matmuls
-    }
+    expected, errors = logits(quantizer.matmuls), {}
+    for done, name in enumerate(quantizer.matmuls, start=1):
+        alone = logits([other for other in quantizer.matmuls if other != name])
+        errors[name] = float(np.sqrt(np.mean((alone - expected) ** 2)))
+        progress(done)
     return dict(sorted(errors.items(), key=lambda item: -item[1]))
 
 
@@ -175,20 +185,9 @@ def cost(quantizer: Quantizer, scratch: Path, mixed: Path, windows: Sequence[Int
     """What the matmuls in fp32 cost over all in int8: bytes, and how many times as long runs take."""
     whole = scratch / "all-int8.onnx"
     ir.save(quantizer.model(), whole)
-    runs = [runner(open_session(path, threads=1)) for path in (mixed, whole)]
-    ratios = []
-    for _ in range(_ROUNDS):
-        for window in windows:
-            one, other = (seconds_of(run, window) for run in runs)
-            ratios.append(one / other)
+    runs = {path.name: runner(open_session(path, threads=1)) for path in (mixed, whole)}
+    seconds = side_by_side(runs, windows, _ROUNDS)
     return {
         "bytes_for_fp32_matmuls": mixed.stat().st_size - whole.stat().st_size,
-        "times_as_long_as_all_int8": statistics.median(ratios),
+        "times_as_long_as_all_int8": median_ratio(seconds[mixed.name], seconds[whole.name]),
     }
-
-
-def seconds_of(run: Run, window: Int64) -> float:
-    """How long one run of a window takes."""
-    began = time.perf_counter()
-    run([window])
-    return time.perf_counter() - began

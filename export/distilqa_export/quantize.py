@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,19 @@ class Quantizer:
     ``matmuls`` are the names of what it makes int8: each matmul by weights, and the attention of each layer.
     """
 
-    def __init__(self, fused: Path, windows: Sequence[Int64], architecture: Architecture) -> None:
+    def __init__(
+        self,
+        fused: Path,
+        windows: Sequence[Int64],
+        architecture: Architecture,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        """``progress`` is told how many windows are done. Raises ExportError for values that overflow."""
         self._architecture = architecture
         self._equalized = fused.with_name("equalized.onnx")
-        model = equalize(fused, observe(fused, values(ir.load(fused)), windows, covariances=False))
+        model, observed = equalize(fused, observe(fused, values(ir.load(fused)), windows, progress))
         ir.save(model, self._equalized)
-        self._calibration = _Calibration(observe(self._equalized, values(model), windows))
+        self._calibration = _Calibration(observed)
         self.matmuls = tuple(matmul_names(model).values())
 
     def model(self, fp32: Collection[str] = ()) -> ir.Model:

@@ -10,7 +10,9 @@ the training set and also has ``id`` and ``answers``. What it is judged on is in
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import os
 import random
 import sys
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ CALIBRATION = "calibration.jsonl"
 EVALUATION = "evaluation.json.gz"
 
 # What the packaged files hold.
-PACKAGED = {
+_PACKAGED = {
     CALIBRATION: "200 questions on 200 passages of SQuAD v1.1's training set",
     EVALUATION: "3,000 questions on 1,500 passages of SQuAD v1.1's development set",
 }
@@ -41,6 +43,45 @@ class Sample:
     question: str
     context: str
     place: str = field(default="", compare=False)
+
+
+def read_calibration(path: Path | None) -> tuple[list[Sample], str]:
+    """The samples of a file, by default the packaged ones, and what file that is. Raises ExportError."""
+    if path is None:
+        return packaged_calibration(), _describe_packaged(CALIBRATION)
+    content = _read(path)
+    return parse(content, str(path)), _describe(_name(path), content)
+
+
+def read_evaluation(path: Path | None) -> tuple[list[Question], str]:
+    """The questions of a SQuAD v1.1 file, by default the packaged ones, and what file that is.
+
+    Raises ExportError or DatasetError.
+    """
+    if path is None:
+        return packaged_evaluation(), _describe_packaged(EVALUATION)
+    content = _read(path)
+    return parse_questions(content, str(path)), _describe(_name(path), content)
+
+
+def _read(path: Path) -> bytes:
+    """A file's content, read once, which a pipe allows, and so that its digest is that of what was used."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}") from error
+
+
+def _name(path: Path) -> str:
+    return os.fsencode(path.name).decode(errors="replace")
+
+
+def _describe(name: str, content: bytes) -> str:
+    return f"{name}, SHA-256 {hashlib.sha256(content).hexdigest()}"
+
+
+def _describe_packaged(name: str) -> str:
+    return f"{_PACKAGED[name]} ({_describe(name, packaged_file(name))})"
 
 
 def packaged_calibration() -> list[Sample]:

@@ -112,8 +112,11 @@ class Server:
             raise BindError(
                 f"cannot bind {wanted}; is another server there, or the host not this machine's{kind}?"
             ) from error
-        if self._callers is None and not _is_loopback(bare):
-            logger.warning("without --credentials, whoever reaches %s:%d may call", host, port)
+        if not _is_loopback(bare):
+            if self._callers is None:
+                logger.warning("without --credentials, whoever reaches %s:%d may call", host, port)
+            elif self._tls is None:
+                logger.warning("without --tls-certificate, tokens travel to %s:%d as plain text", host, port)
         return f"{host}:{port}"
 
     async def stop(self, grace_s: float) -> None:

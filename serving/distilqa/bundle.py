@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -69,7 +68,7 @@ class Variant:
 
     ``quantization`` says how it was quantised, ``operators`` counts its ONNX operators. ``tolerance`` is the largest
     difference from the logits in the self-test that still counts as the same model. ``measured`` holds the numbers
-    measured at export.
+    measured at export; `shown` has them with their units.
     ``fp32_matmuls`` of an int8 model are those that stayed fp32, with the error of the logits that each caused in int8.
     """
 
@@ -80,6 +79,39 @@ class Variant:
     tolerance: float
     measured: Mapping[str, float]
     fp32_matmuls: Mapping[str, float]
+
+    def shown(self) -> dict[str, str]:
+        """What was measured, for people: names, and numbers with their units."""
+        shown = {}
+        for key, value in self.measured.items():
+            if key == "f1_drop" and self.measured.keys() >= _INTERVAL:
+                low, high = self.measured["f1_drop_low"], self.measured["f1_drop_high"]
+                shown["F1 lost against fp32"] = f"{value:.2f} points (95 % interval {low:.2f} to {high:.2f})"
+            elif key in _INTERVAL:
+                continue
+            elif key in _SHOWN:
+                name, show = _SHOWN[key]
+                shown[name] = show(value)
+            elif key.startswith(_RUN):
+                shown[f"a run of {key.removeprefix(_RUN)} on one thread"] = f"{value:.1f} ms"
+            else:
+                shown[key.replace("_", " ")] = f"{value:.4g}"
+        return shown
+
+
+_RUN = "milliseconds_of_"
+_INTERVAL = {"f1_drop_low", "f1_drop_high"}
+
+_SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
+    "largest_difference_from_pytorch": ("logits differ from PyTorch's by at most", "{:.1e}".format),
+    "largest_difference_from_fp32": ("logits differ from fp32's by at most", "{:.2f}".format),
+    "answers_as_fp32": ("answers in fp32's place", lambda value: f"{100 * value:.1f} %"),
+    "exact_match": ("exact match", "{:.2f} %".format),
+    "f1": ("F1", "{:.2f} %".format),
+    "questions": ("questions evaluated", "{:,.0f}".format),
+    "bytes_for_fp32_matmuls": ("larger than all int8 by", lambda value: f"{value / 1e6:.2f} MB"),
+    "times_as_long_as_all_int8": ("a run against all int8", "{:.2f} times as long".format),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +126,8 @@ class File:
 class Manifest:
     """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for.
 
-    ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on.
+    ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on; ``processor`` names
+    the one that they ran on.
     """
 
     name: str
@@ -106,6 +139,7 @@ class Manifest:
     variants: Mapping[str, Variant]
     data: Mapping[str, str]
     tools: Mapping[str, str]
+    processor: str
     files: Mapping[str, File]
     schema_version: int = SCHEMA_VERSION
 
@@ -117,6 +151,7 @@ class Manifest:
         """Parse a manifest. Raises BundleError if it is not one, or of a newer schema than this version reads."""
         try:
             fields = json.loads(text)
+            json.dumps(fields, ensure_ascii=False).encode()  # a lone surrogate could be neither shown nor sent
             schema_version = fields["schema_version"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{MANIFEST}: is not a bundle's manifest ({error!r})") from error
@@ -131,6 +166,9 @@ class Manifest:
 
 
 _Read = TypeVar("_Read")
+
+# No number in a manifest is as large; some that JSON can have fit no float.
+_LARGEST = 1e18
 
 
 def _read(kind: type[_Read], value: Any, name: str) -> _Read:
@@ -147,7 +185,7 @@ def _read(kind: type[_Read], value: Any, name: str) -> _Read:
             raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be an object")
         return {key: _read(item, one, f"{name}.{key}") for key, one in value.items()}  # type: ignore[return-value]
     sound = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-    if not sound or (isinstance(value, float) and not math.isfinite(value)):
+    if not sound or (isinstance(value, int | float) and not abs(value) < _LARGEST):
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")
     return value  # type: ignore[no-any-return]
 

@@ -14,12 +14,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
@@ -85,10 +85,9 @@ def _drop_output() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
+    arguments, unknown = _parser().parse_known_args(argv)
     if unknown and not getattr(arguments, "any_flags", False):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     status: int = arguments.run(arguments)
     return status
 
@@ -102,12 +101,11 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_export(commands)
 
-    inspect = commands.add_parser("inspect", help="verify a bundle and show what is in it")
+    inspect = _add_command(commands, "inspect", _inspect, "verify a bundle and show what is in it")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
     inspect.add_argument("--json", action="store_true", help="print the manifest")
-    inspect.set_defaults(run=_inspect)
 
-    evaluation = commands.add_parser("eval", help="measure exact match and F1 on a SQuAD v1.1 file")
+    evaluation = _add_command(commands, "eval", _eval, "measure exact match and F1 on a SQuAD v1.1 file")
     evaluation.add_argument("bundle", type=Path, metavar="BUNDLE")
     evaluation.add_argument("file", type=Path, metavar="FILE", help="questions with answers, dev-v1.1.json say")
     evaluation.add_argument("--variant", help="of the bundle (default: all of them)")
@@ -115,18 +113,22 @@ def _parser() -> argparse.ArgumentParser:
         "--predictions", type=Path, metavar="FILE", help="write the answers too, for the official script"
     )
     evaluation.add_argument("--json", action="store_true", help="print JSON")
-    evaluation.set_defaults(run=_eval)
 
-    serve = commands.add_parser("serve", help="serve a bundle over gRPC")
-    _add_settings(serve)
-    serve.set_defaults(run=_serve)
-
+    _add_settings(_add_command(commands, "serve", _serve, "serve a bundle over gRPC"))
     _add_ask(commands)
     return parser
 
 
+def _add_command(
+    commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], does: str, **options: Any
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", **options)
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
 def _add_export(commands: _Commands) -> None:
-    export = commands.add_parser("export", help="make a bundle of a PyTorch checkpoint")
+    export = _add_command(commands, "export", _export, "make a bundle of a PyTorch checkpoint")
     export.add_argument("checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="directory to write")
     export.add_argument(
@@ -146,19 +148,20 @@ def _add_export(commands: _Commands) -> None:
     )  # fmt: skip
     export.add_argument("--revision", help="branch, tag or commit on the hub")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    export.set_defaults(run=_export)
 
 
 def _add_ask(commands: _Commands) -> None:
-    ask = commands.add_parser(
+    ask = _add_command(
+        commands,
         "ask",
-        help="ask a question",
+        _ask,
+        "ask a question",
         # Ours, because argparse shows QUESTION last, where --passage would take it for a file.
         usage="%(prog)s QUESTION --passage FILE [FILE ...] (--bundle BUNDLE | --target HOST:PORT) [options]",
         epilog=f"A server's token is read from the environment variable {_TOKEN_VARIABLE}: a flag would show in the"
         " list of processes.",
     )
-    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("question", metavar="QUESTION (before --passage)")
     ask.add_argument(
         "--passage",
         action="extend",
@@ -180,9 +183,8 @@ def _add_ask(commands: _Commands) -> None:
     ask.add_argument("--max-answer-tokens", type=int, default=15, help="longest answer, in tokens (default 15)")
     ask.add_argument("--doc-stride", type=int, help="overlap of the windows over a long passage (default 128)")
     ask.add_argument("--allow-no-answer", action="store_true", help='let "no answer" compete')
-    ask.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for --target (default 30)")
+    ask.add_argument("--timeout", type=float, metavar="SECONDS", help="for --target (default 30)")
     ask.add_argument("--json", action="store_true", help="print JSON")
-    ask.set_defaults(run=_ask)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -209,8 +211,8 @@ def _export(arguments: argparse.Namespace) -> int:
             progress=lambda step: print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True),
         )
     for name, variant in manifest.variants.items():
-        measured = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in variant.measured.items())
-        print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
+        print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB", end="")
+        print(*(f", {measure} {text}" for measure, text in variant.shown().items()), sep="")
     print(f"wrote {arguments.output}")
     return 0
 
@@ -241,15 +243,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print(f"feed-forward {shape.feed_forward}, {shape.parameters:,} parameters")
     print(f"  window        {manifest.window_tokens} tokens")
     print(f"  made with     {', '.join(f'{tool} {number}' for tool, number in manifest.tools.items())}")
+    print(f"  made on       {manifest.processor}")
     for name, variant in manifest.variants.items():
         print(f"variant {name} ({variant.precision})")
-        for key, value in variant.measured.items():
-            print(f"  {key.replace('_', ' '):34}{value:.4g}")
-        print(f"  {'quantisation':34}{variant.quantization}")
-        print(f"  {'self-test tolerance':34}{variant.tolerance:.4g}")
-        print(f"  {'operators':34}{', '.join(f'{count} {op}' for op, count in variant.operators.items())}")
-        for matmul, error in variant.fp32_matmuls.items():
-            print(f"  {'in fp32: ' + matmul:34}{error:.4g}")
+        operators = ", ".join(f"{count} {op}" for op, count in variant.operators.items())
+        shown = variant.shown() | {
+            "quantisation": variant.quantization,
+            "self-test: logits may differ by": f"{variant.tolerance:.3g}",
+            "operators": operators,
+        }
+        shown |= {f"in fp32: {name}": f"logit error {error:.2g}" for name, error in variant.fp32_matmuls.items()}
+        for measure, text in shown.items():
+            print(f"  {measure:42}{text}")
     for use, questions in manifest.data.items():
         print(f"{use} on {questions}")
     print("files (digests verified)")
@@ -352,7 +357,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             print("For a certificate that no public authority has signed, --root-certificates FILE takes the place of"
                   " --tls.\n", flush=True)  # fmt: skip
 
-    settings = load_settings({name: value for name, value in vars(arguments).items() if name != "run"})
+    settings = load_settings({name: value for name, value in vars(arguments).items() if name not in ("run", "parser")})
     asyncio.run(serve(settings, announce))
     return 0
 
@@ -397,22 +402,22 @@ def _answers(arguments: argparse.Namespace, passages: list[str]) -> list[Answer]
         "allow_no_answer": arguments.allow_no_answer,
     }
     if arguments.bundle:
-        if arguments.tls or arguments.root_certificates:
-            raise InvalidRequest("--tls, --root-certificates", "go with --target; a bundle is read here")
+        if arguments.tls or arguments.root_certificates or arguments.timeout is not None:
+            raise InvalidRequest("--tls, --root-certificates, --timeout", "go with --target; a bundle is read here")
         from distilqa.reader import Reader
 
         return Reader(arguments.bundle, arguments.variant).answer(arguments.question, passages, **options)
     if arguments.variant:
         raise InvalidRequest("--variant", "goes with --bundle; a server has chosen its own")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC would talk on stderr of what our error says
-    from distilqa.client import Client
+    from distilqa.client import DEFAULT_TIMEOUT_S, Client
 
     with Client(
         arguments.target,
         token=os.environ.get(_TOKEN_VARIABLE) or None,
         tls=arguments.tls,
         root_certificates=arguments.root_certificates,
-        timeout_s=arguments.timeout,
+        timeout_s=DEFAULT_TIMEOUT_S if arguments.timeout is None else arguments.timeout,
     ) as client:
         return client.answer(arguments.question, passages, **options)
 

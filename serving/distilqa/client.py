@@ -151,7 +151,7 @@ class Client(_Calls):
         """
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(self._stub.Answer(request, **self._options(timeout_s)))
+            return _answers(self._stub.Answer(request, **self._options(timeout_s)), request)
         except grpc.RpcError as error:
             raise self._error(error) from error
 
@@ -205,7 +205,7 @@ class AsyncClient(_Calls):
         """As `Client.answer`."""
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
         try:
-            return _answers(await self._stub.Answer(request, **self._options(timeout_s)))
+            return _answers(await self._stub.Answer(request, **self._options(timeout_s)), request)
         except grpc.RpcError as error:
             raise self._error(error) from error
         except asyncio.CancelledError:
@@ -319,7 +319,11 @@ def _timeout(timeout_s: float) -> float:
     return timeout_s
 
 
-def _answers(response: pb.AnswerResponse) -> list[Answer]:
+def _answers(response: pb.AnswerResponse, request: pb.AnswerRequest) -> list[Answer]:
+    """Raises InferenceFailed where an answer is in none of the passages: who asks would look for it there."""
+    for answer in response.answers:
+        if not answer.no_answer and answer.passage >= len(request.passages):
+            raise InferenceFailed(f"the reply has passage {answer.passage} of {len(request.passages)} that were sent")
     return [
         Answer(answer.text, answer.start, answer.end, answer.score, None if answer.no_answer else answer.passage)
         for answer in response.answers

@@ -122,7 +122,13 @@ def test_inspect(bundle: Path) -> None:
     shown = [manifest["source"]["weights_sha256"], *manifest["variants"], *manifest["files"]]
     shown += [file["sha256"] for file in manifest["files"].values()]
     shown += [f"{tool} {number}" for tool, number in manifest["tools"].items()]
-    shown += ["answers as fp32", "largest difference from pytorch", "6 Attention", "22,565,378 parameters"]
+    shown += [
+        "answers in fp32's place",
+        "logits differ from PyTorch's by at most",
+        manifest["processor"],
+        "6 Attention",
+        "22,565,378 parameters",
+    ]
     assert [text for text in shown if text not in out] == []
     status, out, err = run(["inspect", str(bundle), "--json"])
     assert (status, err, json.loads(out)) == (0, "", manifest)

@@ -264,15 +264,30 @@ async def test_a_defect_in_checking_stays_inside(
 
 
 @pytest.mark.parametrize(
-    ("host", "credentials", "warned"),
-    [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("127.0.0.2", False, False), ("localhost", False, False)],
+    ("host", "credentials", "tls", "warning"),
+    [
+        ("0.0.0.0", False, False, "without --credentials, whoever reaches {} may call"),
+        ("0.0.0.0", False, True, "without --credentials, whoever reaches {} may call"),
+        ("0.0.0.0", True, False, "without --tls-certificate, tokens travel to {} as plain text"),
+        ("0.0.0.0", True, True, None),
+        ("127.0.0.2", False, False, None),
+        ("localhost", True, False, None),
+    ],
 )
 async def test_an_open_server_on_the_network_is_told(
-    bundle: Path, files: Files, caplog: pytest.LogCaptureFixture, host: str, credentials: bool, warned: bool
+    bundle: Path,
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
+    credentials: bool,
+    tls: bool,
+    warning: str | None,
 ) -> None:
-    async with held_server(bundle, host=host, credentials=files.callers if credentials else None) as (server, _):
+    settings = {"credentials": files.callers} if credentials else {}
+    settings |= {"tls_certificate": files.certificate, "tls_key": files.key} if tls else {}
+    async with held_server(bundle, host=host, **settings) as (server, _):
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert warnings == ([f"without --credentials, whoever reaches {server.address} may call"] if warned else [])
+        assert warnings == ([] if warning is None else [warning.format(server.address)])
 
 
 @pytest.mark.parametrize("others", [CALLERS, CALLERS.replace("distilbert-384-squad", "distilbert-385-squad")])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.export.conftest import random_model, save_with_tokenizer
 
 from distilqa.bundle import Bundle
 
@@ -33,9 +34,9 @@ UNWANTED = {"pytorch_model.bin", "tf_model.h5", "modeling_distilbert.py", ".gita
 
 @pytest.fixture
 def hub(checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that has the shipped checkpoint under the target's id, among files that nobody should want."""
-    folder = tmp_path / "repository"
-    shutil.copytree(checkpoint, folder)
+    """A hub that has a tiny checkpoint under the target's id, among files that nobody should want."""
+    folder = save_with_tokenizer(random_model("distilbert"), tmp_path / "repository", checkpoint)
+    shutil.copy(checkpoint / "README.md", folder)
     for name in UNWANTED:
         (folder / name).write_bytes(b"not to be opened")
     with serve(Repository(ID, folder, COMMIT, tags=(TAG,))) as running:
@@ -65,9 +66,11 @@ def asked_for(hub: Hub, method: str) -> set[str]:
     return {path for asked, path in (request.split(" ", 1) for request in hub.requests) if asked == method}
 
 
-def test_exports_by_id(hub: Hub, evaluation: Path, tmp_path: Path) -> None:
-    done = export(hub.url, tmp_path, ID, "--eval", str(evaluation), "--max-f1-drop", "100")
+def test_exports_by_id(hub: Hub, tmp_path: Path) -> None:
+    """With all defaults but the budget, so that all packaged questions are asked."""
+    done = export(hub.url, tmp_path, ID, "--max-f1-drop", "100")
     assert done.returncode == 0, done.stderr
+    assert "cpu-int8: 3,000 of 3,000 questions" in done.stderr
     assert f"wrote {tmp_path / 'bundle'}" in done.stdout
     manifest = Bundle.open(tmp_path / "bundle").manifest
     assert manifest.name == ID.split("/")[1]

@@ -1,7 +1,8 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, SQuAD's file, which the reader has downloaded, has three questions, and the benchmarks run at their smallest.
+asked, SQuAD's file, which the reader has downloaded, has three questions, exports are judged on a hundred, and the
+benchmarks run at their smallest.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Shell:
 
     def __init__(self, directory: Path, environment: dict[str, str], evaluation: Path, stack: ExitStack) -> None:
         self.directory, self.environment, self.stack = directory, environment, stack
-        self.smallest = SMALLEST | {"distilqa export": f"--eval {evaluation} --max-f1-drop 100"}
+        self.few = f"--eval {evaluation} --max-f1-drop 100"
+        self.smallest = SMALLEST | {"distilqa export": self.few}
         self.address = ADDRESS
 
     def run(self, command: str) -> str:
@@ -65,6 +67,8 @@ class Shell:
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
         command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
         command = command.replace(PRINTED_ADDRESS, self.address)
+        if command == "make serve":
+            command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT} {self.few}'"
         if command.startswith(("make serve", "distilqa serve ")):
             serving_now = serving(shlex.split(command), cwd=directory, env=self.environment)
             self.address = self.stack.enter_context(serving_now)[1]

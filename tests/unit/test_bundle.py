@@ -43,6 +43,7 @@ def manifest_of(variants: tuple[str, ...] = VARIANTS, files: Mapping[str, File] 
         },
         data={"evaluation": "questions.json"},
         tools={"distilqa": "0"},
+        processor="a fast one",
         files={"model.onnx": File(len(CONTENT), DIGEST)} if files is None else files,
     )
 
@@ -78,6 +79,43 @@ def test_manifest_survives_json() -> None:
 def test_what_is_no_manifest(text: str) -> None:
     with pytest.raises(BundleError, match=r"^manifest\.json: is not a bundle's manifest"):
         Manifest.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\udfff"])
+def test_text_that_nobody_could_show(name: str) -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: is not a bundle's manifest"):
+        Manifest.from_json(manifest_json(lambda fields: fields.update(name=name)))
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e300, float("nan"), float("inf")])
+def test_numbers_that_nobody_could_show(number: float) -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: variants\.cpu-int8\.tolerance is "):
+        Manifest.from_json(manifest_json(lambda fields: fields["variants"]["cpu-int8"].update(tolerance=number)))
+
+
+def test_shows_what_was_measured_with_its_unit() -> None:
+    measured = {
+        "largest_difference_from_pytorch": 0.0000214,
+        "answers_as_fp32": 0.9649,
+        "f1_drop": 0.046,
+        "f1_drop_low": -0.2,
+        "f1_drop_high": 0.3,
+        "bytes_for_fp32_matmuls": 1_834_110,
+        "times_as_long_as_all_int8": 1.047,
+        "questions": 10570,
+        "milliseconds_of_1x128": 29.46,
+        "of_another_version": 3.0,
+    }
+    assert Variant("a.onnx", "int8", "none", {}, 0.5, measured, {}).shown() == {
+        "logits differ from PyTorch's by at most": "2.1e-05",
+        "answers in fp32's place": "96.5 %",
+        "F1 lost against fp32": "0.05 points (95 % interval -0.20 to 0.30)",
+        "larger than all int8 by": "1.83 MB",
+        "a run against all int8": "1.05 times as long",
+        "questions evaluated": "10,570",
+        "a run of 1x128 on one thread": "29.5 ms",
+        "of another version": "3",
+    }
 
 
 @pytest.mark.parametrize("schema_version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, "1", None])
@@ -227,9 +265,12 @@ def test_name_that_leaves_the_bundle(tmp_path: Path, name: str) -> None:
         Bundle.open(path).verified(name)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"], ids=["NUL", "lone surrogate"])
-@pytest.mark.parametrize("listed", [True, False])
-def test_name_that_no_file_can_have(tmp_path: Path, name: str, listed: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [("a\0b", True), ("a\0b", False), ("a\ud800b", False)],
+    ids=["NUL", "NUL, not listed", "lone surrogate, which no manifest lists"],
+)
+def test_name_that_no_file_can_have(name: str, listed: bool, tmp_path: Path) -> None:
     manifest = manifest_of(files={name: File(len(CONTENT), DIGEST)} if listed else None)
     path = write_bundle(tmp_path / "bundle", manifest)
     with pytest.raises(BundleError) as caught:

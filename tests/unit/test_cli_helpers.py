@@ -188,7 +188,7 @@ def test_own_name_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["ask"], "QUESTION"),
         (["ask", "Who?", "--bundle", "b"], "--passage"),
         (["ask", "Who?", "--passage", "p"], "--bundle --target"),
-        (["ask", "--passage", "p", "Who?", "--bundle", "b"], "QUESTION"),
+        (["ask", "--passage", "p", "Who?", "--bundle", "b"], "QUESTION (before --passage)"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--target", "h:1"], "--target"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--top-k", "many"], "--top-k"),
         (["ask", "Who?", "--passage", "p", "--bundle", "b", "--max-answer-tokens", "1.5"], "--max-answer-tokens"),
@@ -206,7 +206,10 @@ def test_arguments_that_argparse_refuses(argv: list[str], named: str, capsys: py
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert named in capsys.readouterr().err.splitlines()[-1]
+    err = capsys.readouterr().err
+    assert named in err.splitlines()[-1]
+    command = f" {argv[0]}" if argv and argv[0] != "dance" else ""
+    assert err.splitlines()[-1].startswith(f"distilqa{command}: error: "), "the usage shown is that of the command"
 
 
 @pytest.mark.parametrize(
@@ -220,11 +223,15 @@ def test_arguments_that_argparse_refuses(argv: list[str], named: str, capsys: py
         ),
         (
             ["ask", "Who?", "--passage", "p", "--bundle", "b", "--tls"],
-            "--tls, --root-certificates: go with --target; a bundle is read here",
+            "--tls, --root-certificates, --timeout: go with --target; a bundle is read here",
+        ),
+        (
+            ["ask", "Who?", "--passage", "p", "--bundle", "b", "--timeout", "30"],
+            "--tls, --root-certificates, --timeout: go with --target; a bundle is read here",
         ),
         (
             ["ask", "Who?", "--passage", "p", "--bundle", "b", "--root-certificates", "p"],
-            "--tls, --root-certificates: go with --target; a bundle is read here",
+            "--tls, --root-certificates, --timeout: go with --target; a bundle is read here",
         ),
         (
             ["ask", "Who?", "--passage", "p", "--target", "localhost:0", "--root-certificates", "missing"],

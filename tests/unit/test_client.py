@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from distilqa.client import AsyncClient, Client, _model, _request
-from distilqa.errors import InvalidRequest, Unavailable
+from distilqa.client import AsyncClient, Client, _answers, _model, _request
+from distilqa.errors import InferenceFailed, InvalidRequest, Unavailable
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 
@@ -47,6 +47,18 @@ def test_passages_may_be_any_several() -> None:
     for passages in (["a", "b"], ("a", "b"), iter(["a", "b"])):
         request = _request("Who?", passages, 1, 15, None, False)  # type: ignore[arg-type]
         assert [passage.text for passage in request.passages] == ["a", "b"]
+
+
+def test_an_answer_from_elsewhere() -> None:
+    request = _request("Who?", ["A fox.", "A dog."], 1, 15, None, False)
+    for place, sound in ((0, True), (1, True), (2, False), (7, False)):
+        response = pb.AnswerResponse(answers=[pb.Answer(text="A", start=0, end=1, passage=place)])
+        if sound:
+            assert _answers(response, request)[0].passage == place
+        else:
+            with pytest.raises(InferenceFailed, match=f"the reply has passage {place} of 2 that were sent"):
+                _answers(response, request)
+    assert _answers(pb.AnswerResponse(answers=[pb.Answer(no_answer=True, passage=7)]), request)[0].passage is None
 
 
 def test_no_answer_is_allowed_by_what_is_true() -> None:

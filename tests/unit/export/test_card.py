@@ -42,8 +42,9 @@ It was trained for long.
 
 UNKNOWN = "unknown: the metadata of the checkpoint's card do not say"
 
-# The card's own numbers: papers, SQuAD's version, the longest answer in tokens, the level of the interval.
-KNOWN = {"2019", "1910.01108", "1810.04805", "2016", "100,000", "1606.05250", "1.1", "30", "95"}
+# The card's own numbers: papers, SQuAD's version, the longest answer and the overlap of windows in tokens, the level of
+# the interval, the length that is timed.
+KNOWN = {"2019", "1910.01108", "1810.04805", "2016", "100,000", "1606.05250", "1.1", "30", "128", "95", "1x128"}
 
 FP32 = {"largest_difference_from_pytorch": 0.000021, "exact_match": 61.25, "f1": 72.5, "questions": 4321.0}
 INT8 = {
@@ -55,6 +56,7 @@ INT8 = {
     "exact_match": 60.75,
     "f1": 72.04,
     "questions": 4321.0,
+    "milliseconds_of_1x128": 4.56,
 }
 FILES = {"cpu-int8.onnx": File(23_400_000, "d" * 64), "cpu-fp32.onnx": File(90_100_000, "e" * 64)}
 
@@ -72,6 +74,7 @@ def manifest() -> Manifest:
         variants={"cpu-int8": int8, "cpu-fp32": Variant("cpu-fp32.onnx", "fp32", "none", {"Add": 18}, 1e-3, FP32, {})},
         data={"evaluation": "mine.json, SHA-256 abc", "calibration": "other.jsonl, SHA-256 def"},
         tools={"onnx": "1.99.9"},
+        processor="some processor",
         files={},
     )
 
@@ -170,7 +173,14 @@ def _numbers(value: object) -> list[float]:
 def _spellings(numbers: Sequence[float]) -> list[str]:
     spelt = []
     for number in (abs(one) for one in numbers):
-        spelt += [f"{number:.4g}", f"{number:.3g}", f"{number:.2f}", f"{number:,.0f}", f"{100 * number:.1f}"]
+        spelt += [
+            f"{number:.3g}",
+            f"{number:.2f}",
+            f"{number:.0f}",
+            f"{number:,.0f}",
+            f"{100 * number:.1f}",
+            f"{number:.1f}",
+        ]
     return spelt
 
 
@@ -185,8 +195,11 @@ def test_int8_against_fp32(manifest: Manifest, tiny: Checkpoint) -> None:
 
 def test_technical_data(manifest: Manifest, tiny: Checkpoint) -> None:
     technical = section(card_of(manifest, tiny, ""), "Technical data")
-    assert "| cpu-int8 | by a method | 23.4 MB |" in technical
-    assert "| cpu-fp32 | none | 90.1 MB |" in technical
+    assert "one machine (some processor)" in technical
+    assert "| cpu-int8 | 23.4 MB | logits differ from fp32's by at most 0.72, " in technical
+    assert "| cpu-fp32 | 90.1 MB | logits differ from PyTorch's by at most 2.1e-05, " in technical
+    assert "a run of 1x128 on one thread 4.6 ms" in technical
+    assert "- cpu-int8: by a method\n- cpu-fp32: none\n" in technical
     assert "Operators of cpu-int8: 17 Mul\n" in technical
     assert "onnx 1.99.9" in technical
 
