@@ -299,6 +299,8 @@ def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
         if target.is_symlink():
             raise BundleError(f"{target} is a link that leads nowhere")
         return
+    if os.path.ismount(target):
+        raise BundleError(f"{target} is a mount point, which no directory can be renamed to; name one below it")
     if target.is_dir() and not any(target.iterdir()):
         return
     if not _is_bundle(target):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from distilqa.answer import Answer
+from distilqa.credentials import LONGEST_TOKEN
 from distilqa.errors import (
     DeadlineExceeded,
     DistilqaError,
@@ -284,8 +285,8 @@ def _roots(path: str | Path) -> bytes:
 
 def _token(token: str) -> str:
     """Raise InvalidRequest, which does not repeat it, for a token that no header can carry."""
-    if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-        raise InvalidRequest("token", "must be printable ASCII characters without spaces")
+    if not isinstance(token, str) or not re.fullmatch(f"[!-~]{{1,{LONGEST_TOKEN}}}", token):
+        raise InvalidRequest("token", f"must be 1 to {LONGEST_TOKEN} printable ASCII characters without spaces")
     return token
 
 

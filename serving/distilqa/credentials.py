@@ -1,7 +1,7 @@
 """Who may call a server: a TOML file with one table a caller.
 
     [search]
-    token = "..."                         # at least 16 printable ASCII characters without spaces
+    token = "..."                         # 16 to 4096 printable ASCII characters without spaces
     models = ["distilbert-384-squad"]     # by default every model
 
 Servers of several models can share the file. Of a token only the SHA-256 digest is kept, and no error repeats one,
@@ -21,7 +21,9 @@ from typing import Self
 
 from distilqa.errors import PermissionDenied, SettingsError, Unauthenticated
 
-_TOKEN = re.compile(r"[!-~]{16,}")
+# gRPC refuses calls whose headers are longer than 8 to 16 KiB.
+LONGEST_TOKEN = 4096
+_TOKEN = re.compile(f"[!-~]{{16,{LONGEST_TOKEN}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def _caller(name: str, table: object) -> Caller:
     token, models = table.get("token"), table.get("models")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise ValueError(
-            f"caller {name!r}: token: must be a string of at least 16 printable ASCII characters without spaces"
+            f"caller {name!r}: token: must be a string of 16 to {LONGEST_TOKEN} printable ASCII characters without"
+            " spaces"
         )
     if models is not None and not _are_names(models):
         raise ValueError(f"caller {name!r}: models: must be a list of one name or more")

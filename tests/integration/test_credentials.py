@@ -369,13 +369,15 @@ async def test_a_certificate_of_another_host(bundle: Path, files: Files) -> None
             await client.model()
 
 
-@pytest.mark.parametrize("token", ["", "two words", "line\n", "line\r\nauthorization: x", "schlüssel", "\x7f", b"x", 1])
+@pytest.mark.parametrize(
+    "token", ["", "two words", "line\n", "line\r\nauthorization: x", "schlüssel", "\x7f", b"x", 1, "x" * 4097]
+)
 @pytest.mark.parametrize("client", [Client, AsyncClient])
 def test_a_token_that_no_header_can_carry(client: Any, token: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         client("localhost:0", token=token)
     assert caught.value.field == "token"
-    assert str(caught.value) == "token: must be printable ASCII characters without spaces"
+    assert str(caught.value) == "token: must be 1 to 4096 printable ASCII characters without spaces"
 
 
 @pytest.mark.parametrize(

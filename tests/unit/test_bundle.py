@@ -340,6 +340,16 @@ def test_staged_relative_to_where_it_began(tmp_path: Path, monkeypatch: pytest.M
     assert contents(tmp_path) == {"bundle": None, "bundle/file": CONTENT, "elsewhere": None}
 
 
+def test_staged_refuses_a_mount_point_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one, as containers have for volumes."""
+    target = tmp_path / "volume"
+    target.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == target)
+    with pytest.raises(BundleError, match="volume is a mount point"), staged(target):
+        raise AssertionError("nothing may be done before")
+    assert contents(tmp_path) == {"volume": None}
+
+
 def test_staged_overwrites_a_bundle_as_a_whole(tmp_path: Path) -> None:
     target = write_bundle(tmp_path / "bundle")
     before = contents(target)

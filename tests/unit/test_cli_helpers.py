@@ -282,7 +282,10 @@ def test_a_token_that_no_header_can_carry(
     monkeypatch.setenv("DISTILQA_TOKEN", "two words")
     (tmp_path / "p").write_text("A fox.")
     assert main(["ask", "Who?", "--passage", str(tmp_path / "p"), "--target", "localhost:0"]) == 1
-    assert capsys.readouterr().err == "distilqa: DISTILQA_TOKEN: must be printable ASCII characters without spaces\n"
+    assert (
+        capsys.readouterr().err
+        == "distilqa: DISTILQA_TOKEN: must be 1 to 4096 printable ASCII characters without spaces\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_no_token_is_kept(callers: Callers) -> None:
     assert OTHER.encode() not in kept
 
 
-RULE = "must be a string of at least 16 printable ASCII characters without spaces"
+RULE = "must be a string of 16 to 4096 printable ASCII characters without spaces"
 NAMES = "must be a list of one name or more"
 
 

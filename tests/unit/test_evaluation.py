@@ -287,6 +287,15 @@ def problem_of(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
+    "id", ["q" * 100_000, "q\n7", "\x1b[2J", "\ud800"], ids=["long", "line", "escape", "surrogate"]
+)
+def test_ids_in_errors_are_short_and_can_be_shown(tmp_path: Path, id: str) -> None:
+    content = dataset(question(id=id), question(id=id))
+    problem = problem_of(write(tmp_path / "file", content))
+    assert problem == f"2 questions have the id {id[:80]!a}"
+
+
+@pytest.mark.parametrize(
     "unanswerable",
     [
         question(id="q7", answers=[]),
