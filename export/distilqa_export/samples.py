@@ -100,6 +100,12 @@ def write_evaluation(path: Path, passages: int) -> None:
     path.write_text(json.dumps(squad | {"data": squad["data"][:passages]}), encoding="utf-8")
 
 
+def write_calibration(path: Path, passages: int) -> None:
+    """Write the first of the packaged questions for calibration, as `write_evaluation` does."""
+    lines = packaged_file(CALIBRATION).splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:passages]))
+
+
 def packaged_file(name: str) -> bytes:
     """The content of a packaged file."""
     return files("distilqa_export").joinpath("data", name).read_bytes()

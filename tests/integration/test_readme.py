@@ -1,8 +1,8 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, SQuAD's file, which the reader has downloaded, has three questions, exports are judged on a hundred, and the
-benchmarks run at their smallest.
+asked, SQuAD's file, which the reader has downloaded, has three questions, exports are calibrated on twenty and judged on
+a hundred, and the benchmarks run at their smallest.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import pytest
 from tests.conftest import CHECKPOINT, ROOT
 from tests.integration.hub import Repository, serve
 from tests.integration.servers import serving
+
+from distilqa_export.samples import write_calibration
 
 ADDRESS = "localhost:50051"
 PRINTED_ADDRESS = "127.0.0.1:50051"  # as the server has it in the command that it prints
@@ -49,7 +51,8 @@ class Shell:
 
     def __init__(self, directory: Path, environment: dict[str, str], evaluation: Path, stack: ExitStack) -> None:
         self.directory, self.environment, self.stack = directory, environment, stack
-        self.few = f"--eval {evaluation} --max-f1-drop 100"
+        write_calibration(directory / "twenty.jsonl", passages=20)
+        self.few = f"--calibration {directory / 'twenty.jsonl'} --eval {evaluation} --max-f1-drop 100"
         self.smallest = SMALLEST | {"distilqa export": self.few}
         self.address = ADDRESS
 

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from distilqa_export.errors import ExportError
-from distilqa_export.samples import CALIBRATION, Sample, packaged_calibration, packaged_evaluation, packaged_file, parse
+from distilqa_export.samples import (
+    CALIBRATION,
+    Sample,
+    packaged_calibration,
+    packaged_evaluation,
+    packaged_file,
+    parse,
+    write_calibration,
+)
 
 
 def line(question: object = "Who?", context: object = "Me.") -> str:
@@ -31,6 +39,11 @@ def test_packaged_calibration_is_well_formed() -> None:
         assert record["answers"]
         assert all(answer in record["context"] for answer in record["answers"])
     assert packaged_calibration() == [Sample(record["question"], record["context"]) for record in found]
+
+
+def test_the_first_of_them_as_a_file(tmp_path: Path) -> None:
+    write_calibration(tmp_path / "few.jsonl", passages=7)
+    assert parse((tmp_path / "few.jsonl").read_bytes(), "few.jsonl") == packaged_calibration()[:7]
 
 
 def test_packaged_evaluation_is_well_formed() -> None:
