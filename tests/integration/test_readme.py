@@ -1,8 +1,8 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, SQuAD's file, which the reader has downloaded, has three questions, exports are calibrated on twenty and judged on
-a hundred, and the benchmarks run at their smallest.
+asked, SQuAD's file, which the reader has downloaded, has three questions, exports take few questions too, and the
+benchmarks run at their smallest.
 """
 
 from __future__ import annotations
