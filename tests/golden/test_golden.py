@@ -12,6 +12,7 @@ Where the Reader differs on purpose, a test named for it says how and why, and s
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.golden import generate, goldens
 from tests.golden.goldens import Golden
 
 from distilqa.answer import Answer
+from distilqa.engine import usable_cores
 from distilqa.errors import InvalidRequest
 from distilqa.reader import Reader
 from distilqa.windows import DEFAULT_DOC_STRIDE
@@ -44,7 +46,7 @@ Place = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def reader(bundle: Path) -> Reader:
-    return Reader(bundle, "cpu-fp32")
+    return Reader(bundle, "cpu-fp32", threads=1)
 
 
 def answers_of(reader: Reader, golden: Golden) -> list[Answer]:
@@ -112,7 +114,8 @@ def test_another_version_of_the_reference_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_development_set(reader: Reader) -> None:
     """Every question: the same place and nearly the same score; as the reference's answers came, 19 of 20 and more."""
-    answers = [answers_of(reader, golden) for golden in DEV]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        answers = list(pool.map(lambda golden: answers_of(reader, golden), DEV))
     wrong = [shown(golden, ours) for golden, ours in zip(DEV, answers, strict=True) if not same(golden, ours)]
     assert not wrong, "\n".join(wrong)
     assert len({golden.context for golden in DEV}) >= 200

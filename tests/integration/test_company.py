@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -20,13 +22,15 @@ from tests.integration.servers import CLI, serving
 from distilqa import AsyncClient, Reader
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
-from distilqa.engine import open_session
+from distilqa.engine import open_session, usable_cores
 from distilqa.evaluation import MAX_ANSWER_TOKENS, Question
 from distilqa.reader import open_windower
 from distilqa.spans import Logits, decode
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.check import Run, logits_of, runner
 from distilqa_export.samples import packaged_evaluation
+
+Item, Made = TypeVar("Item"), TypeVar("Made")
 
 QUESTIONS = 500
 AT_ONCE = 32
@@ -53,7 +57,13 @@ def alone(request: pytest.FixtureRequest, bundle: Path) -> Reader:
 @pytest.fixture(scope="module")
 def expected(alone: Reader, tokenized: Sequence[Tokenized]) -> list[list[Logits]]:
     """The logits of each window of each question, alone."""
-    return [logits_of(lambda windows: _sides(alone, windows), one) for one in tokenized]
+    return each(lambda one: logits_of(lambda windows: _sides(alone, windows), one), tokenized)
+
+
+def each(function: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """What the function makes of each, a core each."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(function, items))
 
 
 def _sides(reader: Reader, windows: Sequence[Int64]) -> list[np.ndarray]:
@@ -67,14 +77,15 @@ def in_equal_runs(run: Run, tokenized: Sequence[Tokenized]) -> list[list[Logits]
     for number, one in enumerate(tokenized):
         for place, window in enumerate(one.windows):
             by_length[window.length].append((number, place))
-    found: dict[tuple[int, int], Logits] = {}
-    sizes = []
-    for windows in by_length.values():
-        for shared in (windows[begin : begin + SHARED] for begin in range(0, len(windows), SHARED)):
-            start, end = run([tokenized[number].windows[place].input_ids for number, place in shared])
-            found |= zip(shared, zip(start, end, strict=True), strict=True)
-            sizes += [len(shared)] * len(shared)
+    runs = [
+        windows[begin : begin + SHARED] for windows in by_length.values() for begin in range(0, len(windows), SHARED)
+    ]
+    sizes = [len(shared) for shared in runs for _ in shared]
     assert sum(size > 1 for size in sizes) > 0.8 * len(sizes), "most must have had company"
+    found: dict[tuple[int, int], Logits] = {}
+    sides = each(lambda shared: run([tokenized[number].windows[place].input_ids for number, place in shared]), runs)
+    for shared, (start, end) in zip(runs, sides, strict=True):
+        found |= zip(shared, zip(start, end, strict=True), strict=True)
     return [[found[number, place] for place in range(len(one.windows))] for number, one in enumerate(tokenized)]
 
 
@@ -154,7 +165,7 @@ def test_dynamic_int8_depends_on_its_company(
         weight_type=QuantType.QInt8,
     )
     run = runner(open_session(tmp_path / "dynamic.onnx", threads=1))
-    apart, together = [logits_of(run, one) for one in tokenized], in_equal_runs(run, tokenized)
+    apart, together = each(lambda one: logits_of(run, one), tokenized), in_equal_runs(run, tokenized)
     moved = max(
         float(np.abs(np.array(a) - np.array(b)).max())
         for one, other in zip(apart, together, strict=True)
