@@ -30,7 +30,8 @@ from distilqa.windows import Int64, Tokenized
 from distilqa_export.check import Run, logits_of, runner
 from distilqa_export.samples import packaged_evaluation
 
-Item, Made = TypeVar("Item"), TypeVar("Made")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 QUESTIONS = 500
 AT_ONCE = 32
