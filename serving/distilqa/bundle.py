@@ -92,14 +92,11 @@ class Variant:
             elif key in _SHOWN:
                 name, show = _SHOWN[key]
                 shown[name] = show(value)
-            elif key.startswith(_RUN):
-                shown[f"a run of {key.removeprefix(_RUN)} on one thread"] = f"{value:.1f} ms"
             else:
                 shown[key.replace("_", " ")] = f"{value:.4g}"
         return shown
 
 
-_RUN = "milliseconds_of_"
 _INTERVAL = {"f1_drop_low", "f1_drop_high"}
 
 _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -109,6 +106,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "exact_match": ("exact match", "{:.2f} %".format),
     "f1": ("F1", "{:.2f} %".format),
     "questions": ("questions evaluated", "{:,.0f}".format),
+    "milliseconds_of_1x128": ("a run of 1x128 on one thread", "{:.1f} ms".format),
     "bytes_for_fp32_matmuls": ("larger than all int8 by", lambda value: f"{value / 1e6:.2f} MB"),
     "times_as_long_as_all_int8": ("a run against all int8", "{:.2f} times as long".format),
 }
