@@ -36,7 +36,7 @@ from distilqa.bundle import (
 )
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation import Question
+from distilqa.evaluation import Question, shown_id
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
@@ -115,7 +115,7 @@ def export(
         difference = check_fp32(loaded, runner(open_session(path, threads=usable_cores())))
 
         progress("evaluate fp32")
-        tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {q.id}") for q in questions}
+        tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {shown_id(q.id)}") for q in questions}
         judge_saved = _judge_saved(questions, tokenized, progress)
         judged = judge_saved(path)
         made = {_FP32: Released(model, path, judged, {}, {"largest_difference_from_pytorch": difference})}

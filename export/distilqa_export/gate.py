@@ -24,6 +24,9 @@ from distilqa_export.speed import median_ratio, side_by_side
 _RESAMPLES = 10_000
 _LEVEL = 95
 
+# With fewer, a bootstrap over them says little of others.
+_LEAST_PASSAGES = 100
+
 # A model of which more than this part of the matmuls is fp32 is no int8 model any more.
 _LARGEST_PART_IN_FP32 = 0.25
 
@@ -112,8 +115,8 @@ def release(
             f" ({_LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
         )
         if drop.points <= budget:
-            if drop.high > budget:
-                progress(f"the interval reaches beyond {budget:g}: more questions (--eval) would make it surer")
+            if doubt := _doubt(fp32.evaluation, drop, budget):
+                progress(f"{doubt}: more questions (--eval) would make it surer")
             measured = {
                 "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
                 "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
@@ -130,13 +133,22 @@ def release(
     )
 
 
+def _doubt(judged: Evaluation, drop: Drop, budget: float) -> str:
+    """Why a drop within the budget may be chance, if it may."""
+    passages = len({question.context for question in judged.questions})
+    if passages < _LEAST_PASSAGES:
+        return f"{len(judged.questions)} questions on {passages} passages are too few to judge by"
+    return f"the interval reaches beyond {budget:g}" if drop.high > budget else ""
+
+
 def f1_drop(before: Evaluation, after: Evaluation) -> Drop:
     """How much F1 falls between two models' answers to the same questions.
 
     The interval is a paired bootstrap's (Efron, 1979), which draws passages: questions on one are not independent.
     """
     losses = 100 * (np.array(before.f1s) - np.array(after.f1s))
-    _, passage = np.unique([question.context for question in before.questions], return_inverse=True)
+    numbers: dict[str, int] = {}
+    passage = [numbers.setdefault(question.context, len(numbers)) for question in before.questions]
     lost, count = np.bincount(passage, losses), np.bincount(passage)
     generator = np.random.default_rng(0)
     means = []

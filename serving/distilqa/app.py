@@ -33,6 +33,9 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 # What gRPC itself lets in, so that the limit on requests is ours to explain.
 _LARGEST_MESSAGE_FACTOR = 4
 
+# One bit an algorithm, of which the first is none.
+_NO_COMPRESSION = 1
+
 _NO_METADATA = NoMetadata()
 
 # How long the last replies may take to be sent.
@@ -78,6 +81,8 @@ class Server:
                     "grpc.max_receive_message_length",
                     min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
                 ),
+                # gRPC unpacks a message before it looks at its size: a megabyte of it could take all memory.
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its calls
             ),
         )

@@ -34,6 +34,8 @@ CARD = "README.md"
 
 # The shortest input there is: [CLS], a token, [SEP], a token, [SEP].
 _LEAST_WINDOW = 5
+# Far above what attention over all of them allows.
+_LONGEST_WINDOW = 2**16
 
 # The order in which a variant is chosen when none is named.
 VARIANTS = ("cpu-int8", "cpu-fp32")
@@ -152,13 +154,15 @@ class Manifest:
             json.dumps(fields, ensure_ascii=False).encode()  # a lone surrogate could be neither shown nor sent
             schema_version = fields["schema_version"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST}: is not a bundle's manifest ({error!r})") from error
+            raise BundleError(f"{MANIFEST}: is not a bundle's manifest ({error!r:.200})") from error
         if schema_version != SCHEMA_VERSION:
             raise BundleError(
                 f"{MANIFEST}: has schema {schema_version!r}, this version of distilqa reads {SCHEMA_VERSION}"
             )
         manifest = _read(cls, fields, "")
-        if not _LEAST_WINDOW <= manifest.window_tokens <= manifest.architecture.positions:
+        if not manifest.name.isprintable():
+            raise BundleError(f"{MANIFEST}: name is {manifest.name!a:.200}, must be printable")
+        if not _LEAST_WINDOW <= manifest.window_tokens <= min(manifest.architecture.positions, _LONGEST_WINDOW):
             raise BundleError(f"{MANIFEST}: window_tokens is {manifest.window_tokens}, which the model cannot have")
         return manifest
 
@@ -183,7 +187,8 @@ def _read(kind: type[_Read], value: Any, name: str) -> _Read:
             raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be an object")
         return {key: _read(item, one, f"{name}.{key}") for key, one in value.items()}  # type: ignore[return-value]
     sound = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
-    if not sound or (isinstance(value, int | float) and not abs(value) < _LARGEST):
+    least = 0 if kind is int else -_LARGEST
+    if not sound or (isinstance(value, int | float) and not least <= value <= _LARGEST):
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")
     return value  # type: ignore[no-any-return]
 

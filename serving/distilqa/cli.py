@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # or Python would, as it ends, and complain if the reader has left
     except DistilqaError as error:
-        print(f"distilqa: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"distilqa: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left
         _drop_output()
@@ -74,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _printable(text: str) -> str:
+    """What others say, without what would steer the terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _drop_output() -> None:
@@ -291,7 +297,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             print(f"{variant}: exact match {found.exact_match:.2f}, F1 {found.f1:.2f},", end=" ")
             print(f"{len(questions):,} questions, {rate:.1f} answers/s", flush=True)
         if arguments.predictions:
-            arguments.predictions.write_text(json.dumps(found.predictions))
+            _write_whole(arguments.predictions, json.dumps(found.predictions))
     if arguments.json:
         print(json.dumps(results))
     return 0
@@ -318,6 +324,19 @@ def _check_writable(flag: str, path: Path) -> None:
         path.open("a").close()  # what an earlier run has left stays until there is something new
     except OSError as error:
         raise InvalidRequest(flag, f"{path}: {error.strerror}") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file in one step: where that fails, what was there before is still there."""
+    if not path.is_file():  # a pipe
+        path.write_text(text)
+        return
+    path = path.resolve()
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
+        whole = Path(scratch) / path.name
+        whole.write_text(text)
+        whole.chmod(path.stat().st_mode & 0o777)
+        whole.replace(path)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

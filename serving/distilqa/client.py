@@ -51,6 +51,9 @@ _NOT_CONNECTED = "failed to connect to all addresses"
 _PLAIN_HINT = "; this client does not use TLS: does the server?"
 _TLS_HINT = "; this client uses TLS: does the server, with a certificate that is trusted here?"
 
+# How gRPC refuses a message over its limit.
+_TOO_LARGE = "message larger than max"
+
 # UNAVAILABLE alone is tried again: the server did no work for it. Being refused under load is an answer.
 _RETRIES = {
     "methodConfig": [
@@ -209,6 +212,8 @@ class AsyncClient(_Calls):
             return _answers(await self._stub.Answer(request, **self._options(timeout_s)), request)
         except grpc.RpcError as error:
             raise self._error(error) from error
+        except KeyError as error:  # what grpc.aio makes of a status that it does not know
+            raise DistilqaError(f"the server ended the call with the unknown status {error}") from error
         except asyncio.CancelledError:
             self._check_cancelled()
             raise
@@ -219,6 +224,8 @@ class AsyncClient(_Calls):
             return _model(await self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
         except grpc.RpcError as error:
             raise self._error(error) from error
+        except KeyError as error:  # what grpc.aio makes of a status that it does not know
+            raise DistilqaError(f"the server ended the call with the unknown status {error}") from error
         except asyncio.CancelledError:
             self._check_cancelled()
             raise
@@ -242,6 +249,8 @@ class AsyncClient(_Calls):
         await self.close()
 
 
+_Response = TypeVar("_Response", pb.AnswerResponse, pb.GetModelResponse)
+
 _Channel = TypeVar("_Channel", grpc.Channel, grpc.aio.Channel)
 
 
@@ -254,7 +263,11 @@ def _connect(
 ) -> _Channel:
     """A channel by one of gRPC's two functions for it. Raises InvalidRequest for what cannot be used."""
     _check_target(target)
-    options = [("grpc.service_config", json.dumps(_RETRIES)), ("grpc.enable_retries", 1)]
+    options = [
+        ("grpc.service_config", json.dumps(_RETRIES)),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", -1),  # an answer may be as long as the passage that the server took
+    ]
     if not tls and root_certificates is None:
         return insecure(target, options=options)
     roots = None if root_certificates is None else _roots(root_certificates)
@@ -320,18 +333,43 @@ def _timeout(timeout_s: float) -> float:
     return timeout_s
 
 
-def _answers(response: pb.AnswerResponse, request: pb.AnswerRequest) -> list[Answer]:
-    """Raises InferenceFailed where an answer is in none of the passages: who asks would look for it there."""
+def _answers(response: pb.AnswerResponse | None, request: pb.AnswerRequest) -> list[Answer]:
+    """Raises InferenceFailed for a reply that does not answer the request: who asks would rely on what it says."""
+    response = _message(response)
+    if not 1 <= len(response.answers) <= request.top_k:
+        raise InferenceFailed(f"the reply has {len(response.answers)} answers, 1 to {request.top_k} were asked for")
     for answer in response.answers:
-        if not answer.no_answer and answer.passage >= len(request.passages):
-            raise InferenceFailed(f"the reply has passage {answer.passage} of {len(request.passages)} that were sent")
+        if not _fits(answer, request):
+            raise InferenceFailed(
+                f"the reply has an answer that is not in what was sent: passage {answer.passage},"
+                f" {answer.start} to {answer.end}, score {answer.score:g}"
+            )
     return [
         Answer(answer.text, answer.start, answer.end, answer.score, None if answer.no_answer else answer.passage)
         for answer in response.answers
     ]
 
 
-def _model(response: pb.GetModelResponse) -> Model:
+def _fits(answer: pb.Answer, request: pb.AnswerRequest) -> bool:
+    """Whether an answer is one to the request: at its place in a passage, or none where that was allowed."""
+    if not 0 <= answer.score <= 1:  # nor NaN
+        return False
+    if answer.no_answer:
+        return request.allow_no_answer and not answer.text
+    if answer.passage >= len(request.passages):
+        return False
+    return bool(answer.text) and request.passages[answer.passage].text[answer.start : answer.end] == answer.text
+
+
+def _message(response: _Response | None) -> _Response:
+    """gRPC has none for a reply that is no message, or ends without one. Raises InferenceFailed."""
+    if response is None:
+        raise InferenceFailed("the reply is not a message of distilqa.v1")
+    return response
+
+
+def _model(response: pb.GetModelResponse | None) -> Model:
+    response = _message(response)
     limits = response.limits
     return Model(
         name=response.model,
@@ -352,18 +390,23 @@ def _model(response: pb.GetModelResponse) -> Model:
     )
 
 
+def _retry_after_s(error: grpc.RpcError) -> float | None:
+    """The server's advice, if it gives any: what is no number, or negative, says not to try again, or nothing."""
+    metadata: Any = error.trailing_metadata() or ()
+    advice = [str(value) for key, value in metadata if key == "grpc-retry-pushback-ms"]
+    return int(advice[0]) / 1000 if advice and re.fullmatch(r"[0-9]{1,9}", advice[0]) else None
+
+
 def _error(error: grpc.RpcError) -> DistilqaError:
     """The error that a status stands for: the mapping of `distilqa.errors`, read backwards."""
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, _, problem = details.partition(": ")
-        return InvalidRequest(field, problem)
+        field, colon, problem = details.partition(": ")
+        return InvalidRequest(field, problem) if colon else InvalidRequest("request", details or "is refused")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        metadata: Any = error.trailing_metadata() or ()
-        pushback = [value for key, value in metadata if key == "grpc-retry-pushback-ms"]
-        if not pushback:  # gRPC's own refusal, of a message over its limit: trying again would not help
+        if _TOO_LARGE in details:  # gRPC's own refusal: trying again would not help
             return InvalidRequest("request", details)
-        return Overloaded(details, int(pushback[0]) / 1000)
+        return Overloaded(details, _retry_after_s(error))
     simple: dict[grpc.StatusCode, type[DistilqaError]] = {
         grpc.StatusCode.NOT_FOUND: ModelNotFound,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

@@ -77,6 +77,10 @@ class Engine:
             ) from error
         if not differences:
             raise BundleError(f"{self.bundle.path}: {SELF_TEST} tests nothing")
+        try:
+            self.run([np.zeros(self.bundle.manifest.window_tokens, np.int64)])
+        except InferenceFailed as error:
+            raise BundleError(f"{self.bundle.path}: {self.variant} has no room for window_tokens: {error}") from error
         for difference in differences:
             if not difference <= variant.tolerance:
                 raise BundleError(

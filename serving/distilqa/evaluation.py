@@ -97,7 +97,7 @@ def evaluate(
         try:
             return answer(question)
         except InvalidRequest as error:
-            raise DatasetError(f"question {_shown(question.id)}: {error}") from error
+            raise DatasetError(f"question {shown_id(question.id)}: {error}") from error
 
     began = time.monotonic()
     answers: list[Answer] = []
@@ -155,16 +155,16 @@ def parse_questions(content: bytes, name: str) -> list[Question]:
     for question in questions:
         if not question.answers:
             raise DatasetError(
-                f"{name}: question {_shown(question.id)} has no answer; SQuAD v1.1 is needed, in which each has (v2 has"
-                " others)"
+                f"{name}: question {shown_id(question.id)} has no answer; SQuAD v1.1 is needed, in which each has"
+                " (v2 has others)"
             )
     [(most, times)] = Counter(question.id for question in questions).most_common(1)
     if times > 1:
-        raise DatasetError(f"{name}: {times} questions have the id {_shown(most)}")
+        raise DatasetError(f"{name}: {times} questions have the id {shown_id(most)}")
     return questions
 
 
-def _shown(id: str) -> str:
+def shown_id(id: str) -> str:
     """As it may stand in an error: ids are what a file says they are."""
     return id if id.isascii() and id.isprintable() and len(id) <= _LONGEST_SHOWN_ID else f"{id[:_LONGEST_SHOWN_ID]!a}"
 

@@ -14,7 +14,9 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2, empty_pb2, unknown_fields
@@ -43,8 +45,9 @@ _DEFAULT_MAX_ANSWER_TOKENS = 15
 
 _MAX_ID_CHARACTERS = 256
 
-# Of an error, which may quote the caller; more would not fit the trailers.
-_MAX_MESSAGE_CHARACTERS = 1000
+# Of an error, which may quote the caller, as trailers carry it; more of them gRPC's clients refuse at random.
+_MAX_MESSAGE_BYTES = 2000
+_AS_IT_IS = "".join(map(chr, range(ord(" "), ord("~") + 1))).replace("%", "")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Method = Callable[[bytes, Context], Awaitable[bytes]]
@@ -294,7 +297,7 @@ def _with_statuses(method: Method) -> Method:
         try:
             return await method(raw, context)
         except DistilqaError as error:
-            message = str(error)[:_MAX_MESSAGE_CHARACTERS]
+            message = _cut(str(error))
             await _abort(context, grpc.StatusCode[error.status], message, trailing_metadata(error))
         except Exception:
             logger.exception("unexpected error in %s", method.__name__)
@@ -302,6 +305,13 @@ def _with_statuses(method: Method) -> Method:
         return b""  # to nobody: the call is over
 
     return call
+
+
+def _cut(message: str) -> str:
+    """As much of a message as may be sent: what is not ASCII takes three bytes a byte."""
+    message = message[:_MAX_MESSAGE_BYTES]
+    lengths = accumulate(len(quote(one, safe=_AS_IT_IS, errors="replace")) for one in message)
+    return message[: sum(length <= _MAX_MESSAGE_BYTES for length in lengths)]
 
 
 async def _abort(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -214,10 +215,45 @@ def test_replies_are_bounded(target: str) -> None:
 
 
 def test_errors_are_bounded(target: str) -> None:
-    """What is quoted fits the trailers."""
-    with grpc.insecure_channel(target) as channel, pytest.raises(grpc.RpcError) as caught:
-        QuestionAnsweringStub(channel).GetModel(pb.GetModelRequest(model="m" * 100_000))
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    """What is quoted fits the trailers, which gRPC's clients refuse at random from half of their limit on."""
+    with grpc.insecure_channel(target) as channel:
+        for name in ("m", "é", "日", "🦊", "%"):
+            for _ in range(20):
+                with pytest.raises(grpc.RpcError) as caught:
+                    QuestionAnsweringStub(channel).GetModel(pb.GetModelRequest(model=name * 50_000))
+                assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+                assert f"'{name * 100}" in str(caught.value.details())
+
+
+def test_a_message_is_not_unpacked(bundle: Path) -> None:
+    """Compressed, 300 MiB of nothing are 300 KiB; gRPC would unpack them before it looks at the limit."""
+    with serving([*CLI, "serve", str(bundle)]) as (process, address), grpc.insecure_channel(address) as channel:
+        peak = peak_of(process.pid)
+        for method in ("/grpc.health.v1.Health/Check", f"/{SERVICE}/Answer"):
+            call: Any = channel.unary_unary(method)
+            with pytest.raises(grpc.RpcError) as caught:
+                call(bytes(300 << 20), compression=grpc.Compression.Gzip, timeout=60)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "ompress" in str(caught.value.details())
+        assert peak_of(process.pid) < peak + (50 << 20)
+        with Client(address) as client:
+            assert client.answer(QUESTION, PASSAGE)[0].text == "the lazy dog"
+
+
+def peak_of(process: int) -> int:
+    """The most memory that a process has had, in bytes."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
+
+
+def test_a_long_passage_comes_back(bundle: Path) -> None:
+    """As an answer, where it is one word: longer than gRPC's own limit on what a client receives."""
+    passage = "x" * 5_000_000
+    with (
+        serving([*CLI, "serve", str(bundle), "--max-request-bytes", str(8 << 20)]) as (_, address),
+        Client(address) as client,
+    ):
+        assert client.answer("What?", passage)[0].text == passage
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan"), None])

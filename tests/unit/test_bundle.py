@@ -87,6 +87,31 @@ def test_text_that_nobody_could_show(name: str) -> None:
         Manifest.from_json(manifest_json(lambda fields: fields.update(name=name)))
 
 
+def test_a_name_that_would_steer_the_terminal() -> None:
+    with pytest.raises(BundleError, match=r"^manifest\.json: name is 'a\\x1b\[2J', must be printable"):
+        Manifest.from_json(manifest_json(lambda fields: fields.update(name="a\x1b[2J")))
+
+
+@pytest.mark.parametrize("field", ["layers", "parameters", "positions"])
+def test_what_is_counted_is_not_negative(field: str) -> None:
+    with pytest.raises(BundleError, match=rf"^manifest\.json: architecture\.{field} is -1"):
+        Manifest.from_json(manifest_json(lambda fields: fields["architecture"].update({field: -1})))
+
+
+def test_a_window_that_no_model_has() -> None:
+    def widen(fields: dict[str, Any]) -> None:
+        fields["architecture"]["positions"] = fields["window_tokens"] = 2**33
+
+    with pytest.raises(BundleError, match=r"^manifest\.json: window_tokens is 8589934592"):
+        Manifest.from_json(manifest_json(widen))
+
+
+def test_errors_do_not_hold_the_whole_manifest() -> None:
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(manifest_json(lambda fields: fields.update(name="\ud800", created="x" * 1_000_000)))
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("number", [10**400, -(10**400), 1e300, float("nan"), float("inf")])
 def test_numbers_that_nobody_could_show(number: float) -> None:
     with pytest.raises(BundleError, match=r"^manifest\.json: variants\.cpu-int8\.tolerance is "):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from distilqa.answer import Answer
-from distilqa.cli import _check_writable, _own_name, _read_passage, _show, main
-from distilqa.errors import InvalidRequest
+from distilqa.cli import _check_writable, _own_name, _read_passage, _show, _write_whole, main
+from distilqa.errors import DistilqaError, InvalidRequest
 from distilqa.settings import ENV_PREFIX, ServerSettings
 
 
@@ -126,6 +127,37 @@ def test_a_terminal_that_cannot_show_every_character(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1"))
     assert main(["ask", "Who?", "--passage", "café", "other", "--bundle", "b", *flags]) == 0
     assert out.getvalue().decode("latin-1").startswith(printed)
+
+
+def test_errors_do_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> int:
+        raise DistilqaError("a\x1b[2J\u202e é 日")
+
+    monkeypatch.setattr("distilqa.cli._run", fail)
+    assert main([]) == 1
+    assert capsys.readouterr().err == "distilqa: a\\x1b[2J\\u202e é 日\n"
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_file_is_written_whole_or_not_at_all(linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, name = tmp_path / "real", tmp_path / ("link" if linked else "real")
+    target.write_text("old")
+    target.chmod(0o640)
+    if linked:
+        name.symlink_to(target)
+    _write_whole(name, "new")
+    assert (target.read_text(), target.stat().st_mode & 0o777) == ("new", 0o640)
+    assert name.is_symlink() == linked
+
+    def half(self: Path, text: str) -> None:
+        self.write_bytes(text.encode()[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="No space"):
+        _write_whole(name, "newer")
+    assert target.read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"real", name.name}
 
 
 CONTENT = "\ufeffLine one\r\nline two\n\rCafe\u0301 😀\0"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from distilqa.client import AsyncClient, Client, _answers, _model, _request
-from distilqa.errors import InferenceFailed, InvalidRequest, Unavailable
+from distilqa.errors import DistilqaError, InferenceFailed, InvalidRequest, Overloaded, Unavailable
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 
@@ -49,16 +54,154 @@ def test_passages_may_be_any_several() -> None:
         assert [passage.text for passage in request.passages] == ["a", "b"]
 
 
-def test_an_answer_from_elsewhere() -> None:
+FOX: dict[str, Any] = {"text": "fox", "start": 2, "end": 5, "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("answer", "sound"),
+    [
+        (FOX, True),
+        (FOX | {"text": "dog", "passage": 1}, True),
+        (FOX | {"score": 1.0}, True),
+        (FOX | {"passage": 1}, False),
+        (FOX | {"passage": 2}, False),
+        (FOX | {"passage": 2**32 - 1}, False),
+        (FOX | {"text": "wolf"}, False),
+        (FOX | {"start": 5, "end": 2}, False),
+        (FOX | {"end": 4_000_000_000}, False),
+        (FOX | {"text": "", "end": 2}, False),
+        (FOX | {"score": float("nan")}, False),
+        (FOX | {"score": float("inf")}, False),
+        (FOX | {"score": -0.1}, False),
+        ({"no_answer": True, "score": 0.5}, False),
+    ],
+)
+def test_an_answer_that_is_none_to_the_request(answer: dict[str, Any], sound: bool) -> None:
     request = _request("Who?", ["A fox.", "A dog."], 1, 15, None, False)
-    for place, sound in ((0, True), (1, True), (2, False), (7, False)):
-        response = pb.AnswerResponse(answers=[pb.Answer(text="A", start=0, end=1, passage=place)])
-        if sound:
-            assert _answers(response, request)[0].passage == place
-        else:
-            with pytest.raises(InferenceFailed, match=f"the reply has passage {place} of 2 that were sent"):
-                _answers(response, request)
-    assert _answers(pb.AnswerResponse(answers=[pb.Answer(no_answer=True, passage=7)]), request)[0].passage is None
+    response = pb.AnswerResponse(answers=[pb.Answer(**answer)])
+    if sound:
+        assert _answers(response, request)[0].text == answer["text"]
+    else:
+        with pytest.raises(InferenceFailed, match="the reply has an answer that is not in what was sent: passage "):
+            _answers(response, request)
+
+
+def test_no_answer_where_it_was_allowed() -> None:
+    request = _request("Who?", "A fox.", 1, 15, None, True)
+    assert _answers(pb.AnswerResponse(answers=[pb.Answer(no_answer=True, score=0.5)]), request)[0].passage is None
+    with pytest.raises(InferenceFailed, match="not in what was sent"):
+        _answers(pb.AnswerResponse(answers=[pb.Answer(**FOX | {"no_answer": True})]), request)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_more_answers_than_were_asked_for_or_none(count: int) -> None:
+    request = _request("Who?", "A fox.", 2, 15, None, False)
+    with pytest.raises(InferenceFailed, match=f"the reply has {count} answers, 1 to 2 were asked for"):
+        _answers(pb.AnswerResponse(answers=[pb.Answer(**FOX)] * count), request)
+
+
+class Raw(grpc.GenericRpcHandler):
+    """A foreign server: replies with those bytes, whatever is asked, or ends the call with that status."""
+
+    def __init__(self, reply: bytes, code: grpc.StatusCode | None, details: str, pushback: str | None) -> None:
+        self.reply, self.code, self.details, self.pushback = reply, code, details, pushback
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        def answer(_: bytes, context: grpc.ServicerContext) -> bytes:
+            if self.pushback is not None:
+                context.set_trailing_metadata((("grpc-retry-pushback-ms", self.pushback),))
+            if self.code is not None:
+                context.abort(self.code, self.details)
+            return self.reply
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@contextmanager
+def foreign(
+    reply: bytes = b"", code: grpc.StatusCode | None = None, details: str = "", pushback: str | None = None
+) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((Raw(reply, code, details, pushback),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def ask_both(target: str) -> list[DistilqaError]:
+    """What both clients raise there, `answer` first and then `model`."""
+    raised: list[DistilqaError] = []
+
+    async def ask() -> None:
+        async with AsyncClient(target) as client:
+            for call in (client.answer("Who?", "A fox."), client.model()):
+                with pytest.raises(DistilqaError) as caught:
+                    await call
+                raised.append(caught.value)
+
+    with Client(target) as client:
+        for call in (lambda: client.answer("Who?", "A fox."), client.model):
+            with pytest.raises(DistilqaError) as caught:
+                call()
+            raised.append(caught.value)
+    asyncio.run(ask())
+    return raised
+
+
+@pytest.mark.parametrize("reply", [b"\xff\xff\xff", b"\n\x05\n\x03\xff\xff\xff"])
+def test_replies_that_are_no_message(reply: bytes) -> None:
+    with foreign(reply) as target:
+        assert {type(error) for error in ask_both(target)} == {InferenceFailed}
+
+
+def test_no_reply_at_all() -> None:
+    """What gRPC gives where a call ends well without a message, or grpc.aio where it cannot be parsed."""
+    with pytest.raises(InferenceFailed, match="is not a message"):
+        _answers(None, _request("Who?", "A fox.", 1, 15, None, False))
+    with pytest.raises(InferenceFailed, match="is not a message"):
+        _model(None)
+
+
+async def test_a_status_that_nobody_knows() -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise KeyError(99)  # as grpc.aio does
+
+    async with AsyncClient("localhost:1") as client:
+        client._stub = SimpleNamespace(Answer=fail, GetModel=fail)  # type: ignore[assignment]
+        for call in (client.answer("Who?", "A fox."), client.model()):
+            with pytest.raises(DistilqaError, match="unknown status 99"):
+                await call
+
+
+@pytest.mark.parametrize(
+    ("pushback", "seconds"),
+    [
+        ("1500", 1.5),
+        ("0", 0.0),
+        ("-1", None),
+        ("soon", None),
+        ("", None),
+        ("1.5", None),
+        ("9" * 30, None),
+        (None, None),
+    ],
+)
+def test_advice_on_when_to_try_again(pushback: str | None, seconds: float | None) -> None:
+    with foreign(code=grpc.StatusCode.RESOURCE_EXHAUSTED, details="busy", pushback=pushback) as target:
+        for error in ask_both(target):
+            assert isinstance(error, Overloaded)
+            assert (str(error), error.retry_after_s) == ("busy", seconds)
+
+
+@pytest.mark.parametrize(
+    ("details", "told"), [("", "request: is refused"), ("no", "request: no"), ("top_k: is 0", "top_k: is 0")]
+)
+def test_what_a_foreign_server_refuses(details: str, told: str) -> None:
+    with foreign(code=grpc.StatusCode.INVALID_ARGUMENT, details=details) as target:
+        for error in ask_both(target):
+            assert isinstance(error, InvalidRequest)
+            assert str(error) == told
 
 
 def test_no_answer_is_allowed_by_what_is_true() -> None:

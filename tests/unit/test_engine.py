@@ -78,6 +78,16 @@ def test_each_variant_passes_its_self_test(bundle: Path, variant: str) -> None:
     assert start.dtype == end.dtype == np.float32
 
 
+def test_a_window_that_the_model_has_no_room_for(bundle: Path, tmp_path: Path) -> None:
+    """The manifest says more than the model can: better found now than on the first long passage."""
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    fields = json.loads((copy / MANIFEST).read_text())
+    fields["window_tokens"] = fields["architecture"]["positions"] = 513
+    (copy / MANIFEST).write_text(json.dumps(fields))
+    with pytest.raises(BundleError, match="has no room for window_tokens: the model failed on 513 tokens"):
+        Engine(Bundle.open(copy))
+
+
 def test_threads_are_all_usable_cores_by_default(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distilqa.engine.usable_cores", lambda: 3)
     engine = Engine(Bundle.open(bundle))

@@ -115,7 +115,8 @@ def test_describes_the_model(exported: Exported, tiny: Checkpoint, kind: str) ->
 def test_tells_of_each_step(exported: Exported) -> None:
     told = [step.split()[0] for step in exported.steps]
     fp32, int8, calibrate = ["cpu-fp32:"] * 10, ["cpu-int8:"] * 10, ["calibrate"] * 11
-    assert told == ["load", "trace", "fuse", "check", "evaluate", *fp32, *calibrate, "quantise", *int8, "int8", "time,"]
+    assert told[:26] == ["load", "trace", "fuse", "check", "evaluate", *fp32, *calibrate]
+    assert told[26:] == ["quantise", *int8, "int8", "100", "time,"], "a hundred questions are too few, it says"
 
 
 def test_says_nothing_of_where_it_was_made(exported: Exported, tiny_folder: Path) -> None:
@@ -177,21 +178,21 @@ def test_the_self_test_does_not_depend_on_the_callers_questions(
 
 
 @pytest.mark.usefixtures("few_samples")
-def test_says_where_the_interval_reaches_beyond_the_budget(
+def test_says_where_the_verdict_may_be_chance(
     distilbert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for high, sure in ((0.4, True), (0.6, False)):
+    few = "5 questions on 3 passages are too few to judge by"
+    for least, high, doubt in ((3, 0.4, ""), (3, 0.6, "the interval reaches beyond 0.5"), (4, 0.4, few)):
+        monkeypatch.setattr("distilqa_export.gate._LEAST_PASSAGES", least)
         steps: list[str] = []
         monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_, high=high: Drop(0.1, -0.2, high))
-        export(str(distilbert), tmp_path / str(high), progress=steps.append)
-        said = [step for step in steps if step.startswith(("int8 with", "the interval"))]
+        export(str(distilbert), tmp_path / f"{least} {high}", progress=steps.append)
+        said = [step for step in steps if step.startswith("int8 with") or "more questions" in step]
         assert said[0] == (
             f"int8 with 0 of 14 matmuls in fp32 loses 0.10 points of F1 (95 % interval -0.20 to {high:.2f});"
             " 0.5 are allowed"
         )
-        assert said[1:] == (
-            [] if sure else ["the interval reaches beyond 0.5: more questions (--eval) would make it surer"]
-        )
+        assert said[1:] == ([f"{doubt}: more questions (--eval) would make it surer"] if doubt else [])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

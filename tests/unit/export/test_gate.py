@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_questions_on_one_passage_are_drawn_together() -> None:
     together = f1_drop(evaluation(before, four), evaluation(after, four))
     assert together.points == apart.points == pytest.approx(4)
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
+
+
+def test_contexts_are_told_apart_however_long_they_are() -> None:
+    """Neither does the longest decide on memory, nor are NULs at the end lost."""
+    before, after = [True] * 4000, [number % 2 == 0 for number in range(4000)]
+    contexts = ["x" * 1_000_000, *(f"passage {number}" for number in range(3997)), "a", "a\0"]
+    tracemalloc.start()
+    f1_drop(evaluation(before, contexts), evaluation(after, contexts))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
 
 
 def test_agreement_is_the_share_of_equal_places() -> None:
