@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -268,6 +268,7 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     _refuse_unless_replaceable(target, overwrite)
     target = Path(os.path.realpath(target))  # a link stays a link, to the new bundle
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -283,6 +284,10 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if not target.exists():
+            with suppress(OSError):  # another has put something there
+                for parent in made:
+                    parent.rmdir()
 
 
 def _replace(target: Path, staging: Path) -> None:

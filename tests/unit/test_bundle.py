@@ -365,6 +365,21 @@ def test_staged_relative_to_where_it_began(tmp_path: Path, monkeypatch: pytest.M
     assert contents(tmp_path) == {"bundle": None, "bundle/file": CONTENT, "elsewhere": None}
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_staged_takes_away_the_folders_that_it_made(tmp_path: Path, shared: bool) -> None:
+    """But none that has something of others by then."""
+
+    def interrupted() -> None:
+        with staged(tmp_path / "very" / "deep" / "bundle"):
+            if shared:
+                (tmp_path / "very" / "other").write_text("mine")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert contents(tmp_path) == ({"very": None, "very/other": b"mine"} if shared else {})
+
+
 def test_staged_refuses_a_mount_point_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty one, as containers have for volumes."""
     target = tmp_path / "volume"
