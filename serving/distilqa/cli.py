@@ -217,8 +217,8 @@ def _export(arguments: argparse.Namespace) -> int:
             progress=lambda step: print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True),
         )
     for name, variant in manifest.variants.items():
-        print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB", end="")
-        print(*(f", {measure} {text}" for measure, text in variant.shown().items()), sep="")
+        measured = ", ".join(f"{measure} {text}" for measure, text in variant.shown().items())
+        print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
     print(f"wrote {arguments.output}")
     return 0
 

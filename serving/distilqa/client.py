@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -208,33 +208,25 @@ class AsyncClient(_Calls):
     ) -> list[Answer]:
         """As `Client.answer`."""
         request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
-        try:
-            return _answers(await self._stub.Answer(request, **self._options(timeout_s)), request)
-        except grpc.RpcError as error:
-            raise self._error(error) from error
-        except KeyError as error:  # what grpc.aio makes of a status that it does not know
-            raise DistilqaError(f"the server ended the call with the unknown status {error}") from error
-        except asyncio.CancelledError:
-            self._check_cancelled()
-            raise
+        return _answers(await self._reply(self._stub.Answer(request, **self._options(timeout_s))), request)
 
     async def model(self, *, timeout_s: float | None = None) -> Model:
         """As `Client.model`."""
+        return _model(await self._reply(self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s))))
+
+    async def _reply(self, call: Awaitable[_Response | None]) -> _Response | None:
+        """What a call brings. Raises what its failure means."""
         try:
-            return _model(await self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
+            return await call
         except grpc.RpcError as error:
             raise self._error(error) from error
         except KeyError as error:  # what grpc.aio makes of a status that it does not know
             raise DistilqaError(f"the server ended the call with the unknown status {error}") from error
         except asyncio.CancelledError:
-            self._check_cancelled()
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):  # `close` ended the call, nobody the task
+                raise Unavailable("the client was closed during the call") from None
             raise
-
-    def _check_cancelled(self) -> None:
-        """Raise Unavailable where `close` ended the call, and nobody cancelled the task that waits for it."""
-        task = asyncio.current_task()
-        if self._closed and not (task and task.cancelling()):
-            raise Unavailable("the client was closed during the call") from None
 
     async def close(self) -> None:
         self._closed = True
