@@ -83,6 +83,7 @@ Measured at export, on one machine ({manifest.processor}):
 {_variants(manifest, files)}
 
 Quantisation:
+
 {_quantization(manifest)}
 
 {_operators(manifest)}
