@@ -34,5 +34,5 @@ lint: setup
 	$(BIN)/mypy
 
 protos: setup
-	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 	    protos/distilqa_protos/v1/question_answering.proto

@@ -1,3 +1,4 @@
+from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -47,6 +48,24 @@ class AnswerResponse(_message.Message):
     variant: str
     timings: Timings
     def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., variant: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class AnswerStreamRequest(_message.Message):
+    __slots__ = ("id", "request")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    request: AnswerRequest
+    def __init__(self, id: _Optional[str] = ..., request: _Optional[_Union[AnswerRequest, _Mapping]] = ...) -> None: ...
+
+class AnswerStreamResponse(_message.Message):
+    __slots__ = ("id", "response", "status")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    response: AnswerResponse
+    status: _status_pb2.Status
+    def __init__(self, id: _Optional[str] = ..., response: _Optional[_Union[AnswerResponse, _Mapping]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("text", "score", "passage", "passage_id", "start", "end", "start_byte", "end_byte", "no_answer")
@@ -115,7 +134,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., variant: _Optional[str] = ..., checkpoint: _Optional[str] = ..., revision: _Optional[str] = ..., architecture: _Optional[str] = ..., parameters: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("question_tokens", "window_tokens", "windows", "passages", "top_k", "request_bytes", "question_characters", "passage_id_characters")
+    __slots__ = ("question_tokens", "window_tokens", "windows", "passages", "top_k", "request_bytes", "question_characters", "passage_id_characters", "response_bytes", "stream_requests", "stream_id_characters")
     QUESTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +143,9 @@ class Limits(_message.Message):
     REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     QUESTION_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     PASSAGE_ID_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    STREAM_ID_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     question_tokens: int
     window_tokens: int
     windows: int
@@ -132,4 +154,7 @@ class Limits(_message.Message):
     request_bytes: int
     question_characters: int
     passage_id_characters: int
-    def __init__(self, question_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., windows: _Optional[int] = ..., passages: _Optional[int] = ..., top_k: _Optional[int] = ..., request_bytes: _Optional[int] = ..., question_characters: _Optional[int] = ..., passage_id_characters: _Optional[int] = ...) -> None: ...
+    response_bytes: int
+    stream_requests: int
+    stream_id_characters: int
+    def __init__(self, question_tokens: _Optional[int] = ..., window_tokens: _Optional[int] = ..., windows: _Optional[int] = ..., passages: _Optional[int] = ..., top_k: _Optional[int] = ..., request_bytes: _Optional[int] = ..., question_characters: _Optional[int] = ..., passage_id_characters: _Optional[int] = ..., response_bytes: _Optional[int] = ..., stream_requests: _Optional[int] = ..., stream_id_characters: _Optional[int] = ...) -> None: ...

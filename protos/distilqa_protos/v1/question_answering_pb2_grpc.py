@@ -39,6 +39,11 @@ class QuestionAnsweringStub(object):
                 request_serializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerRequest.SerializeToString,
                 response_deserializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerResponse.FromString,
                 _registered_method=True)
+        self.AnswerStream = channel.stream_stream(
+                '/distilqa.v1.QuestionAnswering/AnswerStream',
+                request_serializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamRequest.SerializeToString,
+                response_deserializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/distilqa.v1.QuestionAnswering/GetModel',
                 request_serializer=distilqa__protos_dot_v1_dot_question__answering__pb2.GetModelRequest.SerializeToString,
@@ -51,6 +56,14 @@ class QuestionAnsweringServicer(object):
 
     def Answer(self, request, context):
         """Answers one question from the passages that come with it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerStream(self, request_iterator, context):
+        """Answers many, each as soon as it is done, in any order. What is wrong with one ends that one alone. The server reads
+        no further than Limits.stream_requests beyond what it has replied to, so send and receive at the same time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +83,11 @@ def add_QuestionAnsweringServicer_to_server(servicer, server):
                     servicer.Answer,
                     request_deserializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerRequest.FromString,
                     response_serializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerResponse.SerializeToString,
+            ),
+            'AnswerStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AnswerStream,
+                    request_deserializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamRequest.FromString,
+                    response_serializer=distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -104,6 +122,33 @@ class QuestionAnswering(object):
             '/distilqa.v1.QuestionAnswering/Answer',
             distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerRequest.SerializeToString,
             distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/distilqa.v1.QuestionAnswering/AnswerStream',
+            distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamRequest.SerializeToString,
+            distilqa__protos_dot_v1_dot_question__answering__pb2.AnswerStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
