@@ -7,22 +7,28 @@ import ipaddress
 import logging
 import signal
 import ssl
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from distilqa.admission import Permits
 from distilqa.bundle import Bundle
 from distilqa.credentials import Callers
-from distilqa.engine import Engine
-from distilqa.errors import DistilqaError, SettingsError
+from distilqa.engine import Engine, usable_cores
+from distilqa.errors import DistilqaError, SettingsError, Unavailable
 from distilqa.reader import open_windower
-from distilqa.scheduler import Permits, Scheduler
-from distilqa.service import CallersOnly, Limits, NoMetadata, QuestionAnswering
+from distilqa.scheduler import Scheduler
+from distilqa.service import CallersOnly, Limits, NoMetadata, QuestionAnswering, handlers
 from distilqa.settings import ServerSettings
+from distilqa.statuses import Calls
 from distilqa_protos.v1 import SERVICE
 
 logger = logging.getLogger(__name__)
@@ -30,77 +36,129 @@ logger = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+_OPTIONS = (
+    # gRPC unpacks a message before it looks at its size: a megabyte of it could take all memory. A bit an algorithm,
+    # of which the first is none.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its calls
+    # Clients may look every ten seconds whether the server is still there; by default that gets them cut off.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # And callers whose machine or network is gone are found out, so that their work is dropped.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
 # What gRPC itself lets in, so that the limit on requests is ours to explain.
 _LARGEST_MESSAGE_FACTOR = 4
-
-# One bit an algorithm, of which the first is none.
-_NO_COMPRESSION = 1
 
 _NO_METADATA = NoMetadata()
 
 # How long the last replies may take to be sent.
 _SEND_S = 1.0
 
+# How often the log tells how many were refused or failed.
+_REPORT_S = 10.0
+
 
 class BindError(DistilqaError):
     """The address cannot be bound."""
 
 
+class BrokenError(DistilqaError):
+    """A lane died of a defect, so that the server can answer nothing any more."""
+
+
 class Server:
-    """One bundle, served. `start` it on an event loop, and `stop` it there. Raises SettingsError and BundleError."""
+    """One bundle, served. `start` it on an event loop, and `stop` it there. Raises SettingsError.
+
+    ``broken`` is set if it cannot go on. ``calls`` counts how calls end.
+    """
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._callers = None if settings.credentials is None else Callers.load(settings.credentials)
+        self._callers = (
+            None if settings.credentials is None else Callers.load(settings.credentials, settings.source("credentials"))
+        )
         self._tls = _load_tls(settings)
-        self._bundle = Bundle.open(settings.bundle)
-        self._windower = open_windower(self._bundle)
-        self._engine = Engine(self._bundle, settings.variant, threads=settings.threads)
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_NO_METADATA)
-        self._pool = ThreadPoolExecutor(max_workers=self._engine.threads, thread_name_prefix="text")
+        self._threads = settings.threads or usable_cores()
+        if self._threads > usable_cores():
+            logger.warning("%s: this process may use %d cores only", settings.source("threads"), usable_cores())
+        self._pool = ThreadPoolExecutor(max_workers=self._threads, thread_name_prefix="text")
         self._health = health.aio.HealthServicer()
-        self.address = ""
-
-    @property
-    def description(self) -> str:
-        manifest = self._bundle.manifest
-        return f"{manifest.name} version {manifest.version} ({self._engine.variant}, {self._engine.threads} cores)"
+        self._service: QuestionAnswering | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.calls = Calls()
+        self.broken = asyncio.Event()
+        self.address = self.description = ""
 
     async def start(self) -> None:
-        """Bind and serve. ``address`` is where. Raises BindError."""
-        settings = self._settings
-        self._scheduler = Scheduler(self._engine, lanes=self._engine.threads)
-        self._permits = Permits(max_requests=settings.max_requests, max_bytes=settings.max_bytes)
-        manifest = self._bundle.manifest
-        if self._callers is not None and not self._callers.may_use(manifest.name):
-            logger.warning("no caller in %s may use the model %r, which is served", settings.credentials, manifest.name)
+        """Bind, load and verify the bundle, warm it up, and serve; until then, calls end as UNAVAILABLE.
+
+        ``address`` is where, and ``description`` what is served. Raises BindError, BundleError and MissingDependency.
+        """
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_NO_METADATA)
+        largest = min(_LARGEST_MESSAGE_FACTOR * self._settings.max_request_bytes, 2**31 - 1)
         self._server = grpc.aio.server(
-            interceptors=() if self._callers is None else (CallersOnly(self._callers, manifest.name),),
-            options=(
-                (
-                    "grpc.max_receive_message_length",
-                    min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
-                ),
-                # gRPC unpacks a message before it looks at its size: a megabyte of it could take all memory.
-                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
-                ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share its calls
-            ),
+            interceptors=() if self._callers is None else (CallersOnly(self._callers, self._model, self.calls),),
+            options=(*_OPTIONS, ("grpc.max_receive_message_length", largest)),
         )
-        service = QuestionAnswering(
-            manifest,
-            self._engine.variant,
-            self._windower,
-            self._scheduler,
-            permits=self._permits,
-            limits=Limits(settings.max_windows, settings.max_passages, settings.max_request_bytes),
-            pool=self._pool,
-        )
-        self._server.add_generic_rpc_handlers((service.handlers(),))
+        self._server.add_generic_rpc_handlers((handlers(self.calls, self._ready),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.address = self._bind()
+        await self._set_health(_NOT_SERVING)
         await self._server.start()
+        try:
+            await self._load()
+        except BaseException:
+            await self._server.stop(None)
+            raise
         await self._set_health(_SERVING)
+        self._keep(self._report())
+
+    async def _load(self) -> None:
+        settings, began = self._settings, time.monotonic()
+        bundle = Bundle.open(settings.bundle)
+        manifest = bundle.manifest
+        windower = await asyncio.to_thread(open_windower, bundle)
+        self._engine = await asyncio.to_thread(Engine, bundle, settings.variant, threads=self._threads, concurrent=True)
+        variant = self._engine.variant
+        self._scheduler = Scheduler(
+            self._engine,
+            lanes=self._threads,
+            max_queued_windows=settings.max_queued_windows,
+            on_death=lambda: self._keep(self._break()),
+        )
+        self._permits = Permits(
+            max_requests=settings.max_requests, max_bytes=settings.max_bytes, wait_s=self._scheduler.wait_s
+        )
+        self._service = QuestionAnswering(
+            manifest,
+            variant,
+            windower,
+            self._scheduler,
+            calls=self.calls,
+            permits=self._permits,
+            limits=Limits(
+                settings.max_windows, settings.max_passages, settings.max_request_bytes, settings.stream_requests
+            ),
+            pool=self._pool,
+        )
+        self.description = f"{manifest.name} version {manifest.version} ({variant}, {self._threads} cores)"
+        if self._callers is not None and not self._callers.may_use(manifest.name):
+            logger.warning("no caller in %s may use the model %r, which is served", settings.credentials, manifest.name)
+        logger.info(
+            "ready", extra={"fields": {"address": self.address, "model": manifest.name, "version": manifest.version,
+                                       "variant": variant, "seconds": round(time.monotonic() - began, 3)}}
+        )  # fmt: skip
+
+    def _ready(self) -> QuestionAnswering:
+        if self._service is None:
+            raise Unavailable("the server is starting")
+        return self._service
+
+    def _model(self) -> str:
+        return self._ready().model
 
     def _bind(self) -> str:
         """Bind, and return the address. Raises BindError."""
@@ -131,17 +189,41 @@ class Server:
         """
         await self._set_health(_NOT_SERVING)
         try:
-            await asyncio.wait_for(self._permits.drain(), grace_s)
+            if self._service is not None:
+                await asyncio.wait_for(self._permits.drain(), grace_s)
             await self._server.stop(_SEND_S)
         except TimeoutError:
+            logger.warning("the time to drain is over", extra={"fields": {"requests": self._permits.requests}})
             await self._server.stop(None)
-        await asyncio.to_thread(self._scheduler.close)
+        if self._service is not None:
+            await asyncio.to_thread(self._scheduler.close)
         self._pool.shutdown()
-        logger.info("stopped; runs by their number of windows: %s", dict(sorted(self._scheduler.run_sizes.items())))
+        for task in self._tasks:
+            task.cancel()
+        logger.info("stopped", extra={"fields": {"ended": dict(self.calls.outcomes)}})
 
     async def abort(self) -> None:
         """End the calls in flight; a `stop` under way then completes."""
         await self._server.stop(None)
+
+    async def _break(self) -> None:
+        await self._set_health(_NOT_SERVING)
+        self.broken.set()
+
+    async def _report(self) -> None:
+        """Tell from time to time how many calls ended otherwise than with an answer, for who logs no single calls."""
+        told: Counter[str] = Counter()
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            now = Counter({outcome: count for outcome, count in self.calls.outcomes.items() if outcome != "OK"})
+            if more := now - told:
+                logger.warning("not answered", extra={"fields": {"in_seconds": _REPORT_S, **more}})
+            told = now
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _set_health(self, status: int) -> None:
         for service in ("", SERVICE):
@@ -163,17 +245,18 @@ def _load_tls(settings: ServerSettings) -> grpc.ServerCredentials | None:
     certificate, key = settings.tls_certificate, settings.tls_key
     if certificate is None or key is None:
         return None
-    chain, private = _read("tls_certificate", certificate), _read("tls_key", key)
+    by_certificate, by_key = settings.source("tls_certificate"), settings.source("tls_key")
+    chain, private = _read(by_certificate, certificate), _read(by_key, key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_verify_locations(certificate)
     except ssl.SSLError as error:
-        raise SettingsError(f"tls_certificate: {certificate}: holds no certificate in PEM") from error
+        raise SettingsError(f"{by_certificate}: {certificate}: holds no certificate in PEM") from error
     try:
         context.load_cert_chain(certificate, key, password="")  # without one, it would ask the terminal
     except ssl.SSLError as error:
         problem = error.reason or "it holds no key in PEM without a password"
-        raise SettingsError(f"tls_key: {key}: does not go with {certificate}: {problem}") from error
+        raise SettingsError(f"{by_key}: {key}: does not go with {certificate}: {problem}") from error
     return grpc.ssl_server_credentials([(private, chain)])
 
 
@@ -185,20 +268,40 @@ def _read(setting: str, path: Path) -> bytes:
 
 
 async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once.
+
+    Raises what `Server` and its `start` do, and BrokenError if the server could not go on.
+    """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     server = Server(settings)
-    await server.start()
-    on_ready(server)
-    received = await signals.get()
-    logger.info("%s: draining for at most %g s", received.name, settings.drain_s)
+    first = asyncio.create_task(signals.get())
+    starting = asyncio.create_task(server.start())
+    await _first_of(starting, first)
+    if starting.done():
+        await starting
+        on_ready(server)
+        await _first_of(first, broken := asyncio.create_task(server.broken.wait()))
+        broken.cancel()
+    else:
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+    if first.done():
+        logger.info("draining", extra={"fields": {"signal": first.result().name, "at_most_s": settings.drain_s}})
     drain = asyncio.create_task(server.stop(settings.drain_s))
-    again = asyncio.create_task(signals.get())
-    await asyncio.wait((drain, again), return_when=asyncio.FIRST_COMPLETED)
+    await _first_of(drain, second := asyncio.create_task(signals.get()))
     if not drain.done():
+        logger.warning("not waiting for calls in flight", extra={"fields": {"signal": second.result().name}})
         await server.abort()
-    again.cancel()
+    second.cancel()
+    first.cancel()
     await drain
+    if server.broken.is_set():
+        raise BrokenError("the server is broken; its log says why")
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

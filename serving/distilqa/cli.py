@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import io
 import json
-import logging
 import os
 import signal
 import sys
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args, get_origin
 
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
@@ -45,6 +44,14 @@ _TYPED = {
     "root_certificates": "--root-certificates",
     "timeout_s": "--timeout",
     "token": _TOKEN_VARIABLE,
+}
+
+# The groups in which `serve --help` shows the settings, by the first of each.
+_SETTING_GROUPS = {
+    "bundle": "the model",
+    "host": "who may call, and where",
+    "threads": "how much it takes",
+    "drain_s": "stopping and logging",
 }
 
 # How many characters of the passage are shown on either side of an answer, and of a long answer at either end.
@@ -342,29 +349,55 @@ def _write_whole(path: Path, text: str) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """A flag for each server setting. Their values are checked where the settings are made."""
     try:
-        from distilqa.settings import ENV_PREFIX, ServerSettings
-    except ImportError:  # without the server extra there is nothing to set; `serve` itself says what is missing
-        parser.add_argument("bundle", nargs="?")
-        parser.set_defaults(any_flags=True)
+        from distilqa.settings import ENV_PREFIX, ServerSettings, flag
+    except ImportError as error:
+        parser.add_argument("bundle", nargs="?", metavar="BUNDLE")
+        parser.set_defaults(any_flags=True)  # of which `serve` itself says what is missing
+        parser.epilog = f"The settings are not shown: {_no_server(error)}"
         return
+    parser.epilog = (
+        f"Each setting is a flag, an environment variable ({ENV_PREFIX}MAX_REQUESTS=64), or a key of the TOML file"
+        " (max_requests = 64); of several the first counts. Relative paths, also those in the file, start at the"
+        " current directory."
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file of settings ({ENV_PREFIX}CONFIG)")
+    parser.add_argument(
+        "--print-settings", action="store_true", help="print all settings and their sources, as such a file, and exit"
+    )
+    group: argparse._ActionsContainer = parser
     for name, field in ServerSettings.model_fields.items():
+        if name in _SETTING_GROUPS:
+            group = parser.add_argument_group(_SETTING_GROUPS[name])
         default = "" if field.default is None or field.is_required() else f"default {field.default}, "
         described = f"{field.description} ({default}{ENV_PREFIX}{name.upper()})"
         if field.is_required():
-            parser.add_argument(name, nargs="?", metavar=name.upper(), help=described)
+            group.add_argument(name, nargs="?", metavar=flag(name), help=described)
         else:
-            parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=described)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            metavar = f"{{{','.join(choices)}}}" if choices else "VALUE"
+            group.add_argument(flag(name), metavar=metavar, help=described)
+
+
+def _no_server(error: ImportError) -> str:
+    return f"the server is not installed: pip install 'distilqa[server,cpu]' ({error})"
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    # The pools of threads that libraries bring would only take the cores from the model's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC would talk on stderr of what our errors say
     try:
         from distilqa.app import Server, serve
+        from distilqa.logs import logging_to
         from distilqa.settings import load_settings
     except ImportError as error:
-        raise MissingDependency(f"the server is not installed: pip install 'distilqa[server,cpu]' ({error})") from error
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        raise MissingDependency(_no_server(error)) from error
+    given = {name: value for name, value in vars(arguments).items() if name not in ("run", "parser", "print_settings")}
+    settings = load_settings(given)
+    if arguments.print_settings:
+        print(settings.to_toml(), end="")
+        return 0
 
     def announce(server: Server) -> None:
         token = f"{_TOKEN_VARIABLE}=... " if settings.credentials else ""
@@ -376,8 +409,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             print("For a certificate that no public authority has signed, --root-certificates FILE takes the place of"
                   " --tls.\n", flush=True)  # fmt: skip
 
-    settings = load_settings({name: value for name, value in vars(arguments).items() if name not in ("run", "parser")})
-    asyncio.run(serve(settings, announce))
+    with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
+        asyncio.run(serve(settings, announce))
     return 0
 
 

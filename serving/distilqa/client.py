@@ -90,6 +90,9 @@ class Model:
     max_passage_id_characters: int
     max_top_k: int
     max_request_bytes: int
+    max_response_bytes: int
+    max_stream_requests: int
+    max_stream_id_characters: int
 
 
 class _Calls:
@@ -379,6 +382,9 @@ def _model(response: pb.GetModelResponse | None) -> Model:
         max_passage_id_characters=limits.passage_id_characters,
         max_top_k=limits.top_k,
         max_request_bytes=limits.request_bytes,
+        max_response_bytes=limits.response_bytes,
+        max_stream_requests=limits.stream_requests,
+        max_stream_id_characters=limits.stream_id_characters,
     )
 
 

@@ -48,17 +48,17 @@ class Callers:
                 raise ValueError(f"caller {caller.name!r}: token: is that of {other!r} too")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a file. Raises SettingsError, naming the file, the caller and the problem."""
+    def load(cls, path: Path, setting: str = "credentials") -> Self:
+        """Read a file that a setting names. Raises SettingsError, naming both, the caller and the problem."""
         try:
             with path.open("rb") as file:
                 return cls(_caller(name, table) for name, table in tomllib.load(file).items())
         except OSError as error:
-            raise SettingsError(f"credentials: {path}: {error.strerror}") from error
+            raise SettingsError(f"{setting}: {path}: {error.strerror}") from error
         except RecursionError as error:
-            raise SettingsError(f"credentials: {path}: is nested too deeply") from error
+            raise SettingsError(f"{setting}: {path}: is nested too deeply") from error
         except ValueError as error:  # it is not UTF-8, not TOML, or says something else than it should
-            raise SettingsError(f"credentials: {path}: {error}") from error
+            raise SettingsError(f"{setting}: {path}: {error}") from error
 
     def may_use(self, model: str) -> bool:
         """Whether there is a caller who may use a model."""

@@ -46,13 +46,16 @@ class ModelNotFound(DistilqaError):
 
 
 class Overloaded(DistilqaError):
-    """The server has no permit left. ``retry_after_s`` is its advice on when to try again, in seconds."""
+    """The server takes no more. ``retry_after_s`` is its advice on when to try again, in seconds.
+
+    ``limit`` is the setting of the server that says how much it takes, or "deadline"; known to the server alone.
+    """
 
     status = "RESOURCE_EXHAUSTED"
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, limit: str | None = None) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.limit = retry_after_s, limit
 
 
 class DeadlineExceeded(DistilqaError):

@@ -1,12 +1,8 @@
-"""Who runs when: permits, a queue of windows, and lanes that run them.
+"""Lanes that run windows: threads, of which each takes the next window from the queue and runs it.
 
-A request holds a permit from before it is parsed until its reply is made. Its windows become entries of one queue. A
-lane is a thread that takes the next entry and runs it; there are as many as cores, so that many requests use a core
-each, while a single one on an idle server uses them all through the session's own threads. Short entries of the same
-length share a run, since that pays up to 64 tokens; nothing waits for company, and nothing is padded.
-
-An entry carries its own one-shot reply. One whose caller has left or whose deadline has passed is dropped when its
-turn comes, without being run.
+There are as many lanes as cores, and many windows use a core each; a single one on an idle server uses them all. Short
+windows of the same length share a run, since that pays up to 64 tokens; nothing waits for company, and nothing is
+padded. A window whose caller has left or whose deadline has passed is dropped without being run.
 """
 
 from __future__ import annotations
@@ -15,191 +11,186 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
+from collections import Counter
+from collections.abc import Callable, Sequence
 
+from distilqa.admission import refusal
 from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS, Engine
-from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded, Unavailable
-from distilqa.spans import Logits
-from distilqa.windows import Int64, Window
+from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Unavailable
+from distilqa.queue import Entry, Job, Queue, Ran
+from distilqa.windows import Window
 
-# How far down the queue company for a short entry is looked for.
-_LOOK_AHEAD = 64
+# How much the latest run counts in what a window is expected to take.
+_LATEST = 1 / 16
+
+# How long the lanes may take to end what they run.
+_CLOSE_S = 5.0
 
 logger = logging.getLogger(__name__)
 
 
-class Permits:
-    """Bounds the requests in flight, by count and by bytes. Used from the event loop's thread only."""
-
-    def __init__(self, *, max_requests: int, max_bytes: int) -> None:
-        self._max_requests, self._max_bytes = max_requests, max_bytes
-        self.requests = 0
-        self.bytes = 0
-        self._draining = False
-        self._idle = asyncio.Event()
-
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Hold a permit for a request of ``size`` bytes.
-
-        Raises at once: Overloaded if there is none, Unavailable once draining.
-        """
-        if self._draining:
-            raise Unavailable("the server is stopping")
-        if self.requests >= self._max_requests or self.bytes + size > self._max_bytes:
-            raise Overloaded(f"{self.requests} requests with {self.bytes} bytes are in flight", retry_after_s=1.0)
-        self.requests += 1
-        self.bytes += size
-        try:
-            yield
-        finally:
-            self.requests -= 1
-            self.bytes -= size
-            if self._draining and not self.requests:
-                self._idle.set()
-
-    async def drain(self) -> None:
-        """Give out no more permits, and wait until those held are back."""
-        self._draining = True
-        if self.requests:
-            await self._idle.wait()
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What a lane gives back for a window: (start, end) logits, and how it came by them."""
-
-    logits: Logits
-    queue_s: float
-    inference_s: float
-    run_windows: int
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A window waiting for its run. ``deadline`` is in time.monotonic's seconds."""
-
-    input_ids: Int64
-    deadline: float | None
-    queued: float
-    reply: asyncio.Future[Ran]
-
-
 class Scheduler:
-    """Runs windows on an engine in ``lanes`` threads. Made and used on the event loop; `close` it at the end."""
+    """Runs windows on an engine in ``lanes`` threads. Made and used on the event loop; `close` it at the end.
 
-    def __init__(self, engine: Engine, *, lanes: int) -> None:
-        self._engine = engine
+    At most ``max_queued_windows`` wait. Should a lane die of a defect, nothing runs any more: all calls raise
+    Unavailable, and ``on_death`` is called, on the event loop.
+    """
+
+    def __init__(
+        self, engine: Engine, *, lanes: int, max_queued_windows: int, on_death: Callable[[], None] = lambda: None
+    ) -> None:
+        self._engine, self._max_queued_windows, self._on_death = engine, max_queued_windows, on_death
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
-        self._queue: deque[_Entry] = deque()
-        self._closed = False
+        self._queue = Queue()
+        self._running = 0
+        self._window_s = 0.0
+        self._closed: str | None = None
         self.run_sizes: Counter[int] = Counter()
         self._lanes = [threading.Thread(target=self._lane, name=f"lane-{n}", daemon=True) for n in range(lanes)]
         for lane in self._lanes:
             lane.start()
 
+    def wait_s(self, windows: int | None = None) -> float:
+        """How long a request of so many windows would wait now, by the latest runs; without, until all is run."""
+        with self._changed:
+            ahead = self._queue.windows if windows is None else self._queue.ahead(windows)
+            return ahead * self._window_s / len(self._lanes)
+
     async def run(self, windows: Sequence[Window], *, deadline: float | None = None) -> list[Ran]:
         """Queue the windows of a request and return what each gave, in order.
 
-        Raises DeadlineExceeded if ``deadline`` passes before the last has begun, InferenceFailed if the model fails,
-        Unavailable once closed. When the caller is cancelled or one window fails, those that have not begun are
-        dropped.
+        Raises Overloaded at once if too many wait, or so many that ``deadline`` would pass before the last has begun;
+        DeadlineExceeded if it does, InferenceFailed if the model fails, Unavailable once closed. When the caller is
+        cancelled or one window fails, those that have not begun are dropped.
         """
         now = time.monotonic()
-        entries = [_Entry(w.input_ids, deadline, now, self._loop.create_future()) for w in windows]
+        self._admit(len(windows), None if deadline is None else deadline - now)
+        job = Job([window.input_ids for window in windows], deadline, now, self._loop.create_future())
         with self._changed:
             if self._closed:
-                raise Unavailable("the server is stopping")
-            self._queue.extend(entries)
-            self._changed.notify(len(entries))
+                raise Unavailable(self._closed)
+            self._queue.put(job)
+            self._changed.notify(len(windows))
         try:
-            return await asyncio.gather(*(entry.reply for entry in entries))
+            return await job.reply if windows else []
         finally:
-            for entry in entries:
-                entry.reply.cancel()
+            with self._changed:
+                self._queue.remove(job)
 
-    def close(self) -> None:
+    def close(self, reason: str = "the server is stopping") -> None:
         """Let the lanes finish what they run, drop what is queued, and end them."""
-        with self._changed:
-            self._closed = True
-            for entry in self._queue:
-                self._loop.call_soon_threadsafe(entry.reply.cancel)
-            self._changed.notify_all()
+        self._shut(reason)
         for lane in self._lanes:
-            lane.join()
+            lane.join(_CLOSE_S)
+            if lane.is_alive():
+                logger.error("a run has not ended in %g s and is left behind", _CLOSE_S)
+
+    def _admit(self, windows: int, remaining_s: float | None) -> None:
+        """Raises Overloaded."""
+        queued = self._queue.windows
+        if queued + windows > self._max_queued_windows:
+            problem = f"{queued} windows are waiting, and this request has {windows}"
+            raise refusal("max_queued_windows", problem, self.wait_s())
+        if remaining_s is not None and queued and (wait_s := self.wait_s(windows)) > remaining_s > 0:
+            problem = (
+                f"about {wait_s:.1f} s of work are before this request, and its deadline is in {remaining_s:.1f} s"
+            )
+            raise refusal("deadline", problem, wait_s)
+
+    def _shut(self, reason: str) -> None:
+        """Take no more, and fail what is queued."""
+        with self._changed:
+            self._closed = self._closed or reason
+            while entry := self._queue.take():
+                self._queue.remove(entry.job)
+                self._fail(entry.job, Unavailable(reason))
+            self._changed.notify_all()
 
     def _lane(self) -> None:
-        while entries := self._take():
-            self._run(entries)
+        entries: list[Entry] = []
+        try:
+            while entries := self._take():
+                self._run(entries, alone=self._is_alone())
+                with self._changed:
+                    self._running -= 1
+        except BaseException:
+            logger.critical("a lane died: nothing is answered any more", exc_info=True)
+            reason = "the server is broken; its log says why"
+            for entry in entries:
+                self._fail(entry.job, Unavailable(reason))
+            self._shut(reason)
+            self._loop.call_soon_threadsafe(self._on_death)
 
-    def _take(self) -> list[_Entry]:
-        """The entries of the next run, waiting for one; empty once closed."""
+    def _take(self) -> list[Entry]:
+        """The windows of the next run, waiting for one; empty once closed."""
         with self._changed:
             while not self._closed:
-                while self._queue:
-                    first = self._queue.popleft()
-                    if self._wanted(first):
+                while first := self._queue.take():
+                    if self._wanted(first.job):
                         entries = [first, *self._company(first)]
                         self.run_sizes[len(entries)] += 1
+                        self._running += 1
                         return entries
                 self._changed.wait()
             return []
 
-    def _company(self, first: _Entry) -> list[_Entry]:
-        """Take the next entries that may share a run with a short one."""
+    def _company(self, first: Entry) -> list[Entry]:
+        """Take the next windows that may share a run with a short one."""
         length = len(first.input_ids)
         if length > SHARED_RUN_TOKENS:
             return []
-        ahead = islice(self._queue, _LOOK_AHEAD)
-        equals = list(islice((entry for entry in ahead if len(entry.input_ids) == length), SHARED_RUN_WINDOWS - 1))
-        for entry in equals:
-            self._queue.remove(entry)
-        return [entry for entry in equals if self._wanted(entry)]
+        equals = self._queue.take_equals(length, SHARED_RUN_WINDOWS - 1)
+        return [entry for entry in equals if self._wanted(entry.job)]
 
-    def _wanted(self, entry: _Entry) -> bool:
-        """Whether an entry is still to be run: its caller is there, and its deadline has not passed."""
-        if entry.reply.cancelled():
+    def _wanted(self, job: Job) -> bool:
+        """Whether a job is still to be run: its caller is there, nothing failed, and its deadline has not passed."""
+        if job.reply.done():
             return False
-        if entry.deadline is not None and time.monotonic() > entry.deadline:
-            self._fail([entry], DeadlineExceeded("the deadline passed before the model ran"))
+        if job.deadline is not None and time.monotonic() > job.deadline:
+            self._queue.remove(job)
+            self._fail(job, DeadlineExceeded("the deadline passed before the model ran"))
             return False
         return True
 
-    def _run(self, entries: list[_Entry]) -> None:
+    def _is_alone(self) -> bool:
+        """Whether the run that begins now is the only one, and nobody waits for a core."""
+        with self._changed:
+            return self._running == 1 and not self._queue.windows
+
+    def _run(self, entries: list[Entry], *, alone: bool) -> None:
         began = time.monotonic()
         try:
-            logits = self._engine.run([entry.input_ids for entry in entries])
-        except Exception:
-            if len(entries) > 1:  # the fault may be one entry's: the others must not suffer for it
+            logits = self._engine.run([entry.input_ids for entry in entries], alone=alone)
+        except Exception as error:
+            if len(entries) > 1:  # the fault may be one window's: the others must not suffer for it
                 for entry in entries:
-                    self._run([entry])
+                    self._run([entry], alone=False)
                 return
-            logger.exception("the model failed on a window of %d tokens", len(entries[0].input_ids))
-            self._fail(entries, InferenceFailed("the model failed on this request"))
+            failure = InferenceFailed("the model failed on this request")
+            failure.__cause__ = error
+            self._fail(entries[0].job, failure)
             return
-        ended = time.monotonic()
+        took = time.monotonic() - began
+        self._window_s += (took / len(entries) - self._window_s) * (_LATEST if self._window_s else 1)
         ran = [
-            Ran(pair, began - entry.queued, ended - began, len(entries))
+            (entry, Ran(pair, began - entry.job.queued, took, len(entries)))
             for entry, pair in zip(entries, logits, strict=True)
         ]
-        self._loop.call_soon_threadsafe(_deliver, entries, ran)
+        self._loop.call_soon_threadsafe(_deliver, ran)
 
-    def _fail(self, entries: list[_Entry], error: Exception) -> None:
-        self._loop.call_soon_threadsafe(_deliver_error, entries, error)
-
-
-def _deliver(entries: list[_Entry], ran: list[Ran]) -> None:
-    for entry, result in zip(entries, ran, strict=True):
-        if not entry.reply.done():
-            entry.reply.set_result(result)
+    def _fail(self, job: Job, error: DistilqaError) -> None:
+        self._loop.call_soon_threadsafe(_deliver_error, job, error)
 
 
-def _deliver_error(entries: list[_Entry], error: Exception) -> None:
-    for entry in entries:
-        if not entry.reply.done():
-            entry.reply.set_exception(error)
+def _deliver(ran: list[tuple[Entry, Ran]]) -> None:
+    for entry, result in ran:
+        job = entry.job
+        job.ran[entry.number] = result
+        if len(job.ran) == len(job.windows) and not job.reply.done():
+            job.reply.set_result([job.ran[number] for number in range(len(job.windows))])
+
+
+def _deliver_error(job: Job, error: DistilqaError) -> None:
+    if not job.reply.done():
+        job.reply.set_exception(error)

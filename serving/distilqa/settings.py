@@ -1,13 +1,16 @@
-"""The server's settings: command line first, then the environment, then the defaults; read once, then frozen."""
+"""The server's settings, read once, then frozen: flags come before the environment, a TOML file, and the defaults."""
 
 from __future__ import annotations
 
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
-from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from distilqa.engine import MAX_THREADS
 from distilqa.errors import SettingsError
@@ -17,11 +20,33 @@ ENV_PREFIX = "DISTILQA_"
 # How Kubernetes has pods find a service: for one named distilqa, DISTILQA_PORT is tcp://10.0.0.1:50051 or so.
 _SERVICE_LINK = "tcp://"
 
+# Of a limit on one request and a limit on all together, the second must not be less.
+_LIMITS = (("max_request_bytes", "max_bytes"), ("max_windows", "max_queued_windows"))
 
-class ServerSettings(BaseSettings):
-    """What `distilqa serve` can be told. Each field is a flag and an environment variable, ``DISTILQA_PORT`` say."""
+# What goes with what.
+_PAIRS = (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate"))
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+# Where pydantic speaks of its own parts.
+_WORDS = {
+    "extra_forbidden": "is unknown (--print-settings shows what there is)",
+    "float_parsing": "Input should be a valid number",
+    "int_from_float": "Input should be a valid integer",
+    "int_parsing": "Input should be a valid integer",
+    "int_parsing_size": "Input should be a valid integer",
+    "path_type": "Input should be a path",
+    "string_unicode": "Input should be valid Unicode",
+}
+
+
+class _Given(NamedTuple):
+    value: Any
+    source: str
+
+
+class ServerSettings(BaseModel):
+    """What `distilqa serve` can be told. Each field is a flag, an environment variable, and a key of the TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: Path = Field(description="directory of the bundle to serve")
     variant: str | None = Field(None, description="variant of the bundle; by default the fastest for this machine")
@@ -38,37 +63,151 @@ class ServerSettings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, le=MAX_THREADS, description="cores to use; by default all that this process may use"
     )
-    max_requests: int = Field(512, ge=1, description="requests in flight; more are refused at once")
+    max_requests: int = Field(128, ge=1, description="requests in flight; more are refused at once")
     max_bytes: int = Field(64 << 20, ge=1, description="bytes of requests in flight; more are refused at once")
     max_request_bytes: int = Field(256 << 10, ge=1, le=1 << 30, description="bytes of one request")
     max_passages: int = Field(256, ge=1, le=2**32 - 1, description="passages of one request")
     max_windows: int = Field(
         256, ge=1, le=2**32 - 1, description="windows of the model that one request's passages may make"
     )
+    max_queued_windows: int = Field(
+        512,
+        ge=1,
+        description="windows of the model waiting to be run; a request that would bring more is refused at once",
+    )
+    stream_requests: int = Field(
+        16,
+        ge=1,
+        le=2**32 - 1,
+        description="requests of one AnswerStream that are worked on at a time; beyond them the server reads no"
+        " further",
+    )
     drain_s: float = Field(30.0, ge=0, description="how long a stopping server lets calls in flight finish, in seconds")
+    log_format: Literal["console", "json"] = Field(
+        "console", description="the log as lines for people, or as JSON for programs"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the lowest level that is logged"
+    )
+
+    _sources: Mapping[str, str] = {}
+
+    def source(self, name: str) -> str:
+        """Where a setting came from, as the user typed it: ``--port``, say. The name alone of one that is a default."""
+        return self._sources.get(name, name)
+
+    def to_toml(self) -> str:
+        """All settings and their sources, as a file that `load_settings` takes again."""
+        return "".join(_line(name, value, self._sources.get(name, "default")) for name, value in self)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_given(cls, value: object) -> object:
+        """What pydantic would take for something else, or no path can hold."""
+        if value == "":
+            raise PydanticCustomError("empty", "Input should not be empty")
+        if isinstance(value, bool):
+            raise PydanticCustomError("boolean", "Input should not be a boolean")
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError("null", "Input should be without null characters")
+        return value
 
 
-def load_settings(flags: dict[str, Any]) -> ServerSettings:
-    """Settings from the flags that were given (None is not given) and the environment. Raises SettingsError."""
+def flag(name: str) -> str:
+    """What a setting is called on the command line."""
+    return "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
+
+
+def load_settings(flags: Mapping[str, Any]) -> ServerSettings:
+    """Settings from the flags that were given (None is not given), the environment, and the file that ``config`` names.
+
+    Raises SettingsError, which names each setting that is wrong as it was given.
+    """
+    given = _environment() | {name: _Given(value, flag(name)) for name, value in flags.items() if value is not None}
+    if config := given.pop("config", None):
+        given = _file(config) | given
+    sources = {name: one.source for name, one in given.items()}
     try:
-        settings = ServerSettings(**{name: value for name, value in flags.items() if value is not None})
+        settings = ServerSettings.model_validate({name: one.value for name, one in given.items()})
     except ValidationError as error:
-        raise SettingsError("; ".join(_problem(details) for details in error.errors())) from error
-    if settings.max_bytes < settings.max_request_bytes:
-        raise SettingsError("max_bytes: is less than max_request_bytes, so that some requests would never get in")
-    if (settings.tls_certificate is None) != (settings.tls_key is None):
-        raise SettingsError("tls_certificate, tls_key: go together, and only one of them is given")
+        raise SettingsError("; ".join(_problem(details, sources) for details in error.errors())) from error
+    settings._sources = sources
+    if conflicts := "; ".join(_conflicts(settings)):
+        raise SettingsError(conflicts)
     return settings
 
 
-def _problem(details: ErrorDetails) -> str:
-    name = ".".join(map(str, details["loc"]))
-    if details["type"] == "missing":
-        return f"{name.upper()}: is missing; pass it, or set {ENV_PREFIX}{name.upper()} (--help shows all settings)"
-    problem = f"{name}: {details['msg']} (got {details['input']!r})"
-    if name == "port" and str(details["input"]).startswith(_SERVICE_LINK):
+def _environment() -> dict[str, _Given]:
+    variables = {name: ENV_PREFIX + name.upper() for name in ("config", *ServerSettings.model_fields)}
+    return {name: _Given(os.environ[one], one) for name, one in variables.items() if one in os.environ}
+
+
+def _file(config: _Given) -> dict[str, _Given]:
+    path, where = config.value, f"{config.source}: {config.value}"
+    if not path:
+        raise SettingsError(f"{config.source}: Input should not be empty")
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"{where}: {error.strerror}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{where}: is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{where}: is not UTF-8 at byte {error.start}") from error
+    except ValueError as error:
+        raise SettingsError(f"{where}: is not TOML: {error}") from error
+    return {name: _Given(value, f"{path}: {name}") for name, value in content.items()}
+
+
+def _problem(details: ErrorDetails, sources: Mapping[str, str]) -> str:
+    (name,), kind = details["loc"], details["type"]
+    if kind == "missing":
+        return (
+            f"BUNDLE: is missing; pass it, set {ENV_PREFIX}BUNDLE, or set bundle in the TOML file that --config names"
+            " (--help shows all settings)"
+        )
+    source = sources[str(name)]
+    problem = f"{source}: {_WORDS.get(kind, details['msg'])}"
+    if kind != "extra_forbidden":  # which may be anything, such as a token where --config names the wrong file
+        problem += f" (got {_shown(details['input'])})"
+    if source == f"{ENV_PREFIX}PORT" and details["input"].startswith(_SERVICE_LINK):
         problem += (
-            f"; Kubernetes sets {ENV_PREFIX}PORT so beside a service named distilqa: pass --port, or set"
-            " enableServiceLinks: false in the pod"
+            "; Kubernetes sets it so beside a service named distilqa: pass --port, or set enableServiceLinks: false in"
+            " the pod"
         )
     return problem
+
+
+def _conflicts(settings: ServerSettings) -> Iterator[str]:
+    """What does not go together, naming each setting by its source."""
+
+    def limit(name: str) -> str:
+        source, value = settings.source(name), getattr(settings, name)
+        return f"{source} ({value}, default)" if source == name else f"{source} ({value})"
+
+    for one, all_together in _LIMITS:
+        if getattr(settings, all_together) < getattr(settings, one):
+            yield f"{limit(all_together)} is less than {limit(one)}, so that some requests would never get in"
+    for one, other in _PAIRS:
+        if getattr(settings, one) is not None and getattr(settings, other) is None:
+            yield f"{settings.source(one)}: goes with {other}, which is not given"
+
+
+def _shown(value: object) -> str:
+    """A value in an error; a table or an array could be long."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "an array"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _line(name: str, value: Path | str | float | None, source: str) -> str:
+    """A setting in TOML, which has no word for None."""
+    shown = value if isinstance(value, int | float) else f'"{_escaped(str(value))}"'
+    setting = f"# {name} =" if value is None else f"{name} = {shown}"
+    return f"{setting}  # {_escaped(source)}\n"
+
+
+def _escaped(text: str) -> str:
+    """ASCII as a TOML string or comment may hold it, whatever the encoding of stdout."""
+    return re.sub(r"[^ !#-\[\]-~]", lambda one: f"\\U{ord(one[0]):08X}", text)

@@ -50,22 +50,22 @@ class HeldEngine:
         self.failures = 0
         server._engine.run = self.run  # type: ignore[method-assign]
 
-    def run(self, windows: Sequence[Int64]) -> list[Logits]:
+    def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
         self.runs.append(len(windows))
         self.began.set()
         assert self.release.wait(timeout=60)
         if self.failures:
             self.failures -= 1
             raise RuntimeError("a secret of the model")
-        return self._run(windows)
+        return self._run(windows, alone=alone)
 
 
 @asynccontextmanager
 async def held_server(bundle: Path, **settings: Any) -> AsyncIterator[tuple[Server, HeldEngine]]:
     """A server in this process, on one core, whose runs wait for ``engine.release``."""
     server = Server(ServerSettings(bundle=bundle, port=0, threads=1, **settings))
-    engine = HeldEngine(server)
     await server.start()
+    engine = HeldEngine(server)
     try:
         yield server, engine
     finally:

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tests.integration.servers import CLI
+from tests.integration.servers import CLI, serving
 
 from distilqa.bundle import VARIANTS
 
@@ -88,8 +89,9 @@ def test_ask_where_nobody_is(nowhere: str) -> None:
         (["serve", "nowhere"], "nowhere is not a bundle"),
         (["serve"], "BUNDLE: is missing"),
         (["serve", "CHECKPOINT"], "it looks like a checkpoint: distilqa export"),
-        (["serve", "BUNDLE", "--port", "99999"], "port"),
-        (["serve", "BUNDLE", "--port", "abc"], "port"),
+        (["serve", "BUNDLE", "--port", "99999"], "--port: Input should be less than or equal to 65535 (got '99999')"),
+        (["serve", "BUNDLE", "--port", "abc"], "--port: Input should be a valid integer (got 'abc')"),
+        (["serve", "BUNDLE", "--config", "nowhere"], "--config: nowhere: No such file or directory"),
         (["serve", "BUNDLE", "--variant", "cuda"], "has no variant 'cuda'"),
         (["serve", "BUNDLE", "--host", "256.0.0.1", "--port", "0"], "cannot bind 256.0.0.1:0"),
         (["inspect", "nowhere"], "nowhere is not a bundle"),
@@ -112,7 +114,28 @@ def test_commands_refuse(bundle: Path, checkpoint: Path, tmp_path: Path, argumen
 def test_settings_come_from_the_environment_too(bundle: Path) -> None:
     status, _, err = run(["serve", str(bundle)], env={"DISTILQA_MAX_REQUESTS": "0"})
     assert status == 1
-    assert "max_requests" in err
+    assert err.startswith("distilqa: DISTILQA_MAX_REQUESTS: ")
+
+
+def test_settings_come_from_a_file_too(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(f"bundle = '{bundle}'\nport = 0\n")
+    with serving([*CLI, "serve", "--config", str(file)]) as (process, _):
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+def test_settings_are_printed(tmp_path: Path) -> None:
+    """Whatever the encoding of stdout."""
+    environment = {"PYTHONIOENCODING": "ascii", "DISTILQA_CREDENTIALS": "é.toml", "DISTILQA_DRAIN_S": "5"}
+    status, out, err = run(["serve", "nowhere", "--print-settings"], env=environment)
+    assert (status, err) == (0, "")
+    file = tmp_path / "server.toml"
+    file.write_text(out)
+    status, again, err = run(["serve", "--config", str(file), "--print-settings"])
+    assert (status, err) == (0, "")
+    assert tomllib.loads(again) == tomllib.loads(out)
+    assert tomllib.loads(again)["credentials"] == "é.toml"
 
 
 def test_inspect(bundle: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from distilqa.answer import Answer
 from distilqa.cli import _check_writable, _own_name, _read_passage, _show, _write_whole, main
 from distilqa.errors import DistilqaError, InvalidRequest
-from distilqa.settings import ENV_PREFIX, ServerSettings
+from distilqa.settings import ENV_PREFIX, ServerSettings, flag, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -284,25 +284,33 @@ def test_arguments_that_argparse_refuses(argv: list[str], named: str, capsys: py
         (["ask", "Who?", "--passage", "p", "--target", "localhost"], "--target: is 'localhost', must be \"host:port\""),
         (["inspect", "b"], "b is not a bundle: "),
         (["eval", "b", "p"], "b is not a bundle: "),
-        (["serve"], "BUNDLE: is missing; pass it, or set DISTILQA_BUNDLE "),
-        (["serve", "b", "--tls-key", "p"], "tls_certificate, tls_key: go together, and only one of them is given"),
-        (["serve", "b", "--credentials", "p"], "credentials: p: "),
-        (["serve", "b", "--tls-certificate", "p", "--tls-key", "p"], "tls_certificate: p: holds no certificate in PEM"),
-        (["serve", "b", "--port", "-1"], "port: "),
+        (["serve"], "BUNDLE: is missing; pass it, set DISTILQA_BUNDLE, or "),
+        (["serve", "--print-settings"], "BUNDLE: is missing; "),
+        (["serve", "b", "--config", "p"], "--config: p: is not TOML: "),
+        (["serve", "b", "--config", "nowhere"], "--config: nowhere: No such file or directory"),
+        (["serve", "b", "--log-level", "loud"], "--log-level: Input should be 'debug', "),
+        (
+            ["serve", "b", "--max-windows", "600"],
+            "max_queued_windows (512, default) is less than --max-windows (600), ",
+        ),
+        (["serve", "b", "--tls-key", "p"], "--tls-key: goes with tls_certificate, which is not given"),
+        (["serve", "b", "--credentials", "p"], "--credentials: p: "),
+        (["serve", "b", "--tls-certificate", "p", "--tls-key", "p"], "--tls-certificate: p: holds no certificate"),
+        (["serve", "b", "--port", "-1"], "--port: Input should be greater than or equal to 0 (got '-1')"),
         (["serve", "b"], "b is not a bundle: "),
     ],
 )
 def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     argv: list[str],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p").write_text("A fox.")
     assert main(argv) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"distilqa: {message}")
     assert err.count("\n") == 1
@@ -364,12 +372,49 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command == ["ask"]:
         assert "DISTILQA_TOKEN" in out
     if command == ["serve"]:
+        choices = {"log_format": "{console,json}", "log_level": "{debug,info,warning,error}"}
         for name in set(ServerSettings.model_fields) - {"bundle"}:
-            assert f"--{name.replace('_', '-')} VALUE" in out
-        for name in ServerSettings.model_fields:
+            assert f"  {flag(name)} {choices.get(name, 'VALUE')}" in out
+        for name in ("config", *ServerSettings.model_fields):
             assert f"DISTILQA_{name.upper()})" in out
         assert "(default 50051, DISTILQA_PORT)" in " ".join(out.split())
         assert "default None" not in out
+
+
+def test_help_without_the_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "distilqa.settings", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--help"])
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "The settings are not shown: the server is not installed: pip install 'distilqa[server,cpu]' (" in out
+    assert "--port" not in out
+
+
+def test_settings_are_printed_and_taken_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no such bundle, and nothing is served."""
+    monkeypatch.chdir(tmp_path)
+    Path("server.toml").write_text("max_requests = 64")
+    monkeypatch.setenv("DISTILQA_DRAIN_S", "5")
+    arguments = ["serve", "nowhere", "--config", "server.toml", "--log-format", "json", "--print-settings"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for line in (
+        'bundle = "nowhere"  # BUNDLE',
+        "max_requests = 64  # server.toml: max_requests",
+        "drain_s = 5.0  # DISTILQA_DRAIN_S",
+        'log_format = "json"  # --log-format',
+        "port = 50051  # default",
+        "# threads =  # default",
+    ):
+        assert line in out.splitlines()
+    monkeypatch.delenv("DISTILQA_DRAIN_S")
+    Path("again.toml").write_text(out)
+    again = load_settings({"config": "again.toml"})
+    assert (again.max_requests, again.drain_s, again.log_format, again.port) == (64, 5.0, "json", 50051)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,122 @@
+"""The server's log: entries with fields, as lines for people or as JSON for programs.
+
+    2026-11-25T09:30:00.123Z INFO Answer request_id=7c1e outcome=OK seconds=0.0312 windows=1
+    {"time": "2026-11-25T09:30:00.123Z", "level": "info", "message": "Answer", "request_id": "7c1e", ...}
+
+Fields come as ``extra={"fields": {...}}``. A thread of its own writes, so that a terminal or a pipe that takes nothing
+holds no answer up: of what does not fit the queue meanwhile only the number is kept, and told later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+_QUEUE_ENTRIES = 10_000
+
+# How long the end waits for the last entries to be written.
+_LAST_S = 1.0
+
+
+@contextmanager
+def logging_to(descriptor: int, *, form: Literal["console", "json"], level: str) -> Iterator[None]:
+    """Log to a file descriptor while the block runs, entries of a level and above."""
+    handler = Writer(descriptor)
+    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        root.setLevel(before)
+        root.removeHandler(handler)
+        handler.close()
+
+
+class Writer(logging.Handler):
+    """Writes entries to a file descriptor, in a thread of its own."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[str | None] = queue.Queue(_QUEUE_ENTRIES)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if self._dropped and not self._lines.full():
+            dropped, self._dropped = self._dropped, 0
+            entry = {"msg": "the log was not read and has gaps", "levelname": "WARNING", "fields": {"dropped": dropped}}
+            self.emit(logging.makeLogRecord(entry))
+        try:
+            self._lines.put_nowait(line + "\n")
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Wait a moment for what is left to be written."""
+        try:
+            self._lines.put_nowait(None)
+        except queue.Full:
+            pass  # nobody reads
+        else:
+            self._thread.join(_LAST_S)
+        super().close()
+
+    def _write_all(self) -> None:
+        while (line := self._lines.get()) is not None:
+            content = line.encode(errors="backslashreplace")
+            try:
+                while content:
+                    content = content[os.write(self._descriptor, content) :]
+            except OSError:  # it was closed
+                pass
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line: time, level, message, and the fields as ``name=value``; a traceback after it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
+        line = f"{_time(record)} {record.levelname} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(logging.Formatter):
+    """An object on a line, with the fields beside time, level and message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        entry |= _fields(record)
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = getattr(record, "fields", {})
+    return fields
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if text and " " not in text and text.isprintable() else json.dumps(text)

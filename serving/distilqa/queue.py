@@ -1,0 +1,100 @@
+"""The windows that wait for a run, in the order in which they get one.
+
+Requests take turns, a window each. So the windows of a book do not keep a sentence waiting: while at most R requests
+wait, the k-th window of each begins after at most k * R runs, however many windows the others brought, and whoever
+comes later. Among requests of one window, the first to come is the first to run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from distilqa.spans import Logits
+from distilqa.windows import Int64
+
+# How far down the queue company for a short window is looked for.
+LOOK_AHEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a run gave for a window: (start, end) logits, and how it came by them."""
+
+    logits: Logits
+    queue_s: float
+    inference_s: float
+    run_windows: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The windows of one request. ``deadline`` and ``queued`` are in time.monotonic's seconds."""
+
+    windows: Sequence[Int64]
+    deadline: float | None
+    queued: float
+    reply: asyncio.Future[list[Ran]]
+    ran: dict[int, Ran] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Window ``number`` of a job."""
+
+    job: Job
+    number: int
+
+    @property
+    def input_ids(self) -> Int64:
+        return self.job.windows[self.number]
+
+
+class Queue:
+    """The jobs that have windows waiting, the one whose turn it is first. Its user keeps threads apart."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[Job, deque[int]] = OrderedDict()
+        self.windows = 0
+
+    def put(self, job: Job) -> None:
+        """Let a job wait for its first turn, after all that are here."""
+        if job.windows:
+            self._jobs[job] = deque(range(len(job.windows)))
+            self.windows += len(job.windows)
+
+    def take(self) -> Entry | None:
+        """The window whose turn it is, None if none waits; its job's next turn comes after all others'."""
+        if not self._jobs:
+            return None
+        job = next(iter(self._jobs))
+        self._jobs.move_to_end(job)
+        return self._take(job, self._jobs[job][0])
+
+    def take_equals(self, length: int, count: int) -> list[Entry]:
+        """At most ``count`` of the next windows that have this length too. They keep nobody's turn waiting."""
+        ahead = islice(self._waiting(), LOOK_AHEAD)
+        equals = list(islice((entry for entry in ahead if len(entry.input_ids) == length), count))
+        return [self._take(entry.job, entry.number) for entry in equals]
+
+    def remove(self, job: Job) -> None:
+        """Forget the windows of a job that still wait, if any do."""
+        self.windows -= len(self._jobs.pop(job, ()))
+
+    def ahead(self, windows: int) -> int:
+        """How many windows would be run before the last of a job with so many, if it came now."""
+        return sum(min(windows, len(waiting)) for waiting in self._jobs.values())
+
+    def _take(self, job: Job, number: int) -> Entry:
+        waiting = self._jobs[job]
+        waiting.remove(number)
+        if not waiting:
+            del self._jobs[job]
+        self.windows -= 1
+        return Entry(job, number)
+
+    def _waiting(self) -> Iterator[Entry]:
+        return (Entry(job, number) for job, waiting in self._jobs.items() for number in waiting)

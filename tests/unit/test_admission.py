@@ -1,0 +1,91 @@
+"""Permits: how many are given out, what who is refused gets told, and that all come back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from distilqa.admission import Permits, refusal
+from distilqa.errors import Overloaded, Unavailable
+
+# After this long something hangs that must not, and the test fails. Nothing that works waits for it.
+GUARD_S = 20.0
+
+
+def permits(*, max_requests: int = 3, max_bytes: int = 1000, wait_s: float = 2.5) -> Permits:
+    return Permits(max_requests=max_requests, max_bytes=max_bytes, wait_s=lambda: wait_s)
+
+
+@pytest.mark.parametrize(("max_requests", "max_bytes", "limit"), [(3, 1000, "max_requests"), (1000, 30, "max_bytes")])
+def test_bounded_by_count_and_by_bytes(max_requests: int, max_bytes: int, limit: str) -> None:
+    some = permits(max_requests=max_requests, max_bytes=max_bytes)
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(some.hold(10))
+        with pytest.raises(Overloaded) as caught, some.hold(1):
+            pytest.fail("the block must not run")
+        assert (caught.value.limit, caught.value.retry_after_s) == (limit, 2.5)
+        assert f"({limit}); try again in 2.5 s" in str(caught.value)
+        assert (some.requests, some.bytes) == (3, 30)
+    assert (some.requests, some.bytes) == (0, 0)
+
+
+def test_nobody_is_told_to_come_back_at_once() -> None:
+    assert refusal("max_requests", "many", 0.0).retry_after_s == 0.1
+
+
+def test_one_that_leaves_makes_room() -> None:
+    some = permits(max_requests=2, max_bytes=20)
+    with some.hold(15):
+        with some.hold(5):
+            assert (some.requests, some.bytes) == (2, 20)
+        with some.hold(4):
+            assert (some.requests, some.bytes) == (2, 19)
+
+
+def test_one_that_is_too_large_is_never_let_in() -> None:
+    with pytest.raises(Overloaded), permits(max_bytes=20).hold(21):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Overloaded, asyncio.CancelledError])
+def test_released_on_errors(error: type[BaseException]) -> None:
+    some = permits(max_requests=1, max_bytes=10)
+    for _ in range(3):
+        with pytest.raises(error), some.hold(10):
+            raise error("broken")
+    assert (some.requests, some.bytes) == (0, 0)
+
+
+def test_streams_are_bounded_by_themselves() -> None:
+    some = permits(max_requests=1)
+    for _ in range(2):
+        with some.hold_stream(), some.hold(1), pytest.raises(Overloaded, match="1 streams are"), some.hold_stream():
+            pytest.fail("the block must not run")
+
+
+async def test_drain_waits_for_those_held() -> None:
+    some = permits()
+    with some.hold(1):
+        with some.hold(1):
+            draining = asyncio.create_task(some.drain())
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable), some.hold(1):
+                pytest.fail("the block must not run")
+            with pytest.raises(Unavailable), some.hold_stream():
+                pytest.fail("the block must not run")
+        await asyncio.sleep(0)
+        assert not draining.done()
+    await asyncio.wait_for(draining, GUARD_S)
+
+
+async def test_drain_when_idle() -> None:
+    some = permits()
+    with some.hold(1):
+        pass
+    for _ in range(2):
+        await asyncio.wait_for(some.drain(), GUARD_S)
+    with pytest.raises(Unavailable), some.hold(1):
+        pytest.fail("the block must not run")
