@@ -88,6 +88,7 @@ class Server:
         self._service: QuestionAnswering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.calls = Calls()
+        self._forced = asyncio.Event()
         self.broken = asyncio.Event()
         self.address = self.description = ""
 
@@ -188,23 +189,24 @@ class Server:
         The refusing is done here and not left to gRPC, whose server ends calls that arrive as it stops with CANCELLED.
         """
         await self._set_health(_NOT_SERVING)
-        try:
-            if self._service is not None:
-                await asyncio.wait_for(self._permits.drain(), grace_s)
-            await self._server.stop(_SEND_S)
-        except TimeoutError:
-            logger.warning("the time to drain is over", extra={"fields": {"requests": self._permits.requests}})
-            await self._server.stop(None)
         if self._service is not None:
-            await asyncio.to_thread(self._scheduler.close)
+            drained = asyncio.create_task(self._permits.drain())
+            await _first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
+            if not drained.done():
+                logger.warning("not all calls were waited for", extra={"fields": {"requests": self._permits.requests}})
+            forced.cancel()
+            await asyncio.to_thread(self._scheduler.close, "the server stopped before this was done")
+            await drained
+        await self._server.stop(_SEND_S)
         self._pool.shutdown()
         for task in self._tasks:
             task.cancel()
-        logger.info("stopped", extra={"fields": {"ended": dict(self.calls.outcomes)}})
+        runs = {} if self._service is None else dict(sorted(self._scheduler.run_sizes.items()))
+        logger.info("stopped", extra={"fields": {"ended": dict(self.calls.outcomes), "runs_by_windows": runs}})
 
-    async def abort(self) -> None:
-        """End the calls in flight; a `stop` under way then completes."""
-        await self._server.stop(None)
+    def force(self) -> None:
+        """Let a `stop` wait no longer: calls in flight end as UNAVAILABLE."""
+        self._forced.set()
 
     async def _break(self) -> None:
         await self._set_health(_NOT_SERVING)
@@ -294,8 +296,8 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
     drain = asyncio.create_task(server.stop(settings.drain_s))
     await _first_of(drain, second := asyncio.create_task(signals.get()))
     if not drain.done():
-        logger.warning("not waiting for calls in flight", extra={"fields": {"signal": second.result().name}})
-        await server.abort()
+        logger.warning("forced to stop", extra={"fields": {"signal": second.result().name}})
+        server.force()
     second.cancel()
     first.cancel()
     await drain
@@ -303,5 +305,5 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
         raise BrokenError("the server is broken; its log says why")
 
 
-async def _first_of(*tasks: asyncio.Task[Any]) -> None:
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None:
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -118,5 +118,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     text = str(value)
     return text if text and " " not in text and text.isprintable() else json.dumps(text)

@@ -58,13 +58,14 @@ class Queue:
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[Job, deque[int]] = OrderedDict()
-        self.windows = 0
+        self.windows = self.tokens = 0
 
     def put(self, job: Job) -> None:
         """Let a job wait for its first turn, after all that are here."""
         if job.windows:
             self._jobs[job] = deque(range(len(job.windows)))
             self.windows += len(job.windows)
+            self.tokens += sum(map(len, job.windows))
 
     def take(self) -> Entry | None:
         """The window whose turn it is, None if none waits; its job's next turn comes after all others'."""
@@ -82,19 +83,26 @@ class Queue:
 
     def remove(self, job: Job) -> None:
         """Forget the windows of a job that still wait, if any do."""
-        self.windows -= len(self._jobs.pop(job, ()))
+        for number in self._jobs.pop(job, ()):
+            self._leave(job, number)
 
-    def ahead(self, windows: int) -> int:
-        """How many windows would be run before the last of a job with so many, if it came now."""
-        return sum(min(windows, len(waiting)) for waiting in self._jobs.values())
+    def tokens_ahead(self, windows: int) -> int:
+        """How many tokens would be run before the last window of a job with so many windows, if it came now."""
+        return sum(
+            len(job.windows[number]) for job, waiting in self._jobs.items() for number in islice(waiting, windows)
+        )
 
     def _take(self, job: Job, number: int) -> Entry:
         waiting = self._jobs[job]
         waiting.remove(number)
         if not waiting:
             del self._jobs[job]
-        self.windows -= 1
+        self._leave(job, number)
         return Entry(job, number)
+
+    def _leave(self, job: Job, number: int) -> None:
+        self.windows -= 1
+        self.tokens -= len(job.windows[number])
 
     def _waiting(self) -> Iterator[Entry]:
         return (Entry(job, number) for job, waiting in self._jobs.items() for number in waiting)

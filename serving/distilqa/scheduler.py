@@ -20,8 +20,8 @@ from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Un
 from distilqa.queue import Entry, Job, Queue, Ran
 from distilqa.windows import Window
 
-# How much the latest run counts in what a window is expected to take.
-_LATEST = 1 / 16
+# Of how many runs the time that a token takes is the mean, in which the latest count most.
+_MEAN_RUNS = 32
 
 # How long the lanes may take to end what they run.
 _CLOSE_S = 5.0
@@ -44,7 +44,8 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queue = Queue()
         self._running = 0
-        self._window_s = 0.0
+        self._token_s = 0.0
+        self._learned = 0
         self._closed: str | None = None
         self.run_sizes: Counter[int] = Counter()
         self._lanes = [threading.Thread(target=self._lane, name=f"lane-{n}", daemon=True) for n in range(lanes)]
@@ -54,8 +55,8 @@ class Scheduler:
     def wait_s(self, windows: int | None = None) -> float:
         """How long a request of so many windows would wait now, by the latest runs; without, until all is run."""
         with self._changed:
-            ahead = self._queue.windows if windows is None else self._queue.ahead(windows)
-            return ahead * self._window_s / len(self._lanes)
+            tokens = self._queue.tokens if windows is None else self._queue.tokens_ahead(windows)
+            return tokens * self._token_s / len(self._lanes)
 
     async def run(self, windows: Sequence[Window], *, deadline: float | None = None) -> list[Ran]:
         """Queue the windows of a request and return what each gave, in order.
@@ -172,12 +173,17 @@ class Scheduler:
             self._fail(entries[0].job, failure)
             return
         took = time.monotonic() - began
-        self._window_s += (took / len(entries) - self._window_s) * (_LATEST if self._window_s else 1)
+        self._learn(took / sum(len(entry.input_ids) for entry in entries))
         ran = [
             (entry, Ran(pair, began - entry.job.queued, took, len(entries)))
             for entry, pair in zip(entries, logits, strict=True)
         ]
         self._loop.call_soon_threadsafe(_deliver, ran)
+
+    def _learn(self, token_s: float) -> None:
+        with self._changed:
+            self._learned = min(self._learned + 1, _MEAN_RUNS)
+            self._token_s += (token_s - self._token_s) / self._learned
 
     def _fail(self, job: Job, error: DistilqaError) -> None:
         self._loop.call_soon_threadsafe(_deliver_error, job, error)

@@ -48,9 +48,12 @@ class HeldEngine:
         self.began = threading.Event()
         self.release = threading.Event()
         self.failures = 0
+        self.deadly = False
         server._engine.run = self.run  # type: ignore[method-assign]
 
     def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
+        if self.deadly:
+            raise SystemExit("a defect")
         self.runs.append(len(windows))
         self.began.set()
         assert self.release.wait(timeout=60)

@@ -429,7 +429,7 @@ def test_certificates_that_cannot_be_served(
     files.lock("locked.key")
     paths = {"certificate": files.roots.parent / certificate, "key": files.roots.parent / key}
     with pytest.raises(SettingsError) as caught:
-        Server(ServerSettings(bundle=bundle, tls_certificate=paths["certificate"], tls_key=paths["key"]))  # type: ignore[call-arg]
+        Server(ServerSettings(bundle=bundle, tls_certificate=paths["certificate"], tls_key=paths["key"]))
     assert str(caught.value) == problem.format(**paths)
 
 

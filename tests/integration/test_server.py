@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -350,47 +349,6 @@ async def test_what_is_unexpected_stays_inside(
         with pytest.raises(InferenceFailed, match=r"^internal error$"):
             await client.answer(QUESTION, PASSAGE)
     assert len([record for record in caplog.records if record.exc_info]) == 1
-
-
-async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(bundle: Path) -> None:
-    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
-        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
-        await asyncio.to_thread(engine.began.wait)
-        stopping = asyncio.create_task(server.stop(60))
-        while not server._permits.draining.is_set():
-            await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="the server is stopping"):
-            await client.answer(QUESTION, PASSAGE)
-        with grpc.insecure_channel(server.address) as channel:
-            health: Any = health_pb2_grpc.HealthStub(channel)
-            request = health_pb2.HealthCheckRequest(service=SERVICE)
-            reply = await asyncio.to_thread(health.Check, request)
-        assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
-        engine.release.set()
-        assert (await first)[0].text == "the lazy dog"
-        await stopping
-
-
-async def test_stopping_gives_up_at_its_deadline(bundle: Path) -> None:
-    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
-        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
-        await asyncio.to_thread(engine.began.wait)
-        stopping = asyncio.create_task(server.stop(0))
-        with pytest.raises(Unavailable):
-            await first
-        engine.release.set()
-        await stopping
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_in_order(bundle: Path, number: signal.Signals) -> None:
-    with serving([*CLI, "serve", str(bundle)]) as (process, address):
-        with Client(address) as client:
-            client.answer(QUESTION, PASSAGE)
-        process.send_signal(number)
-        _, log = process.communicate(timeout=60)
-    assert process.returncode == 0, log
-    assert "{1: 1}" in log.splitlines()[-1]
 
 
 def test_a_second_server_on_the_port_is_refused(target: str, bundle: Path) -> None:

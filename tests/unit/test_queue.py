@@ -53,7 +53,7 @@ def test_a_sentence_goes_before_the_rest_of_a_book() -> None:
     assert queue.take() == Entry(book, 3)
     assert queue.take() == Entry(sentence, 0)
     assert queue.take() == Entry(book, 4)
-    assert queue.windows == 195
+    assert (queue.windows, queue.tokens) == (195, 195 * 384)
 
 
 def test_equals_are_taken_in_turn_and_leave_the_others_their_turn() -> None:
@@ -82,17 +82,17 @@ def test_removed_jobs_leave_nothing() -> None:
     assert queue.windows == 1
     assert taken(queue, jobs) == [(1, 0)]
     queue.remove(jobs[1])
-    assert (queue.windows, queue.take()) == (0, None)
+    assert (queue.windows, queue.tokens, queue.take()) == (0, 0, None)
 
 
 def test_a_job_without_windows_does_not_wait() -> None:
     assert filled(job()).take() is None
 
 
-@pytest.mark.parametrize(("windows", "ahead"), [(1, 3), (2, 5), (4, 7), (9, 7)])
-def test_ahead(windows: int, ahead: int) -> None:
-    """As many windows of each other job as this one has, or all it has."""
-    assert filled(job(9, 9), job(9, 9, 9, 9), job(9)).ahead(windows) == ahead
+@pytest.mark.parametrize(("windows", "tokens"), [(1, 111), (2, 331), (4, 1331), (9, 1331)])
+def test_tokens_ahead(windows: int, tokens: int) -> None:
+    """Of as many windows of each other job as this one has, or of all it has."""
+    assert filled(job(100, 200), job(10, 20, 400, 600), job(1)).tokens_ahead(windows) == tokens
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6)), min_size=1, max_size=30))
