@@ -30,7 +30,7 @@ MAX_THREADS = 512
 
 # Long enough for the gaps between the operators of a run, in which a sleeping thread would cost 3 ms of 20; far shorter
 # than ONNX Runtime's own, which burns 15 ms of a core after each run.
-_SPIN_US = 1000
+SPIN_US = 1000
 
 _INSTALL = "pip install 'distilqa[cpu]'"
 
@@ -58,7 +58,7 @@ class Engine:
         self._session = open_session(model, threads=1 if concurrent else self.threads)
         self._alone, self._ways = self._session, [False]
         if concurrent and self.threads > 1:
-            self._alone, self._ways = open_session(model, threads=self.threads, spin_us=_SPIN_US), [False, True]
+            self._alone, self._ways = open_session(model, threads=self.threads, spin_us=SPIN_US), [False, True]
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._self_test(description)
         _give_back_memory()

@@ -45,6 +45,7 @@ class HeldEngine:
     def __init__(self, server: Server) -> None:
         self._run = server._engine.run
         self.runs: list[int] = []
+        self.tokens: list[int] = []
         self.began = threading.Event()
         self.release = threading.Event()
         self.failures = 0
@@ -55,6 +56,7 @@ class HeldEngine:
         if self.deadly:
             raise SystemExit("a defect")
         self.runs.append(len(windows))
+        self.tokens.append(len(windows[0]))
         self.began.set()
         assert self.release.wait(timeout=60)
         if self.failures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -198,6 +199,85 @@ async def test_no_permit(bundle: Path, limits: dict[str, int]) -> None:
         engine.release.set()
         assert (await first)[0].text == "the lazy dog"
         assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+
+
+async def test_a_sentence_overtakes_a_book(bundle: Path) -> None:
+    """It waits for the window that runs and for one more, of the many that came before it."""
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address, timeout_s=300) as client:
+        book = asyncio.create_task(client.answer(QUESTION, [f"{PASSAGE} " * 1000] * 5))
+        while (before := server._scheduler._queue.windows) < 150:
+            await asyncio.sleep(0.001)
+        sentence = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        while server._scheduler._queue.windows == before:
+            await asyncio.sleep(0.001)
+        engine.release.set()
+        assert (await sentence)[0].text == "the lazy dog"
+        assert not book.done()
+        assert min(engine.tokens) == engine.tokens[2]
+        book.cancel()
+
+
+async def test_as_many_windows_wait_as_may(bundle: Path) -> None:
+    async with (
+        held_server(bundle, max_windows=3, max_queued_windows=3) as (server, engine),
+        AsyncClient(server.address) as client,
+    ):
+        running = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        waiting = asyncio.create_task(client.answer(QUESTION, [PASSAGE] * 2))
+        while server._scheduler._queue.windows < 2:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Overloaded, match="2 windows are waiting, and this request has 2 ") as caught:
+            await client.answer(QUESTION, [PASSAGE] * 2)
+        assert caught.value.retry_after_s is not None
+        engine.release.set()
+        for answers in await asyncio.gather(running, waiting):
+            assert answers[0].text == "the lazy dog"
+        assert server.calls.outcomes == {"OK": 2, "RESOURCE_EXHAUSTED max_queued_windows": 1}
+
+
+async def test_what_cannot_be_run_in_time_is_refused_at_once(bundle: Path) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        server._scheduler._token_s = 1.0
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        second = asyncio.create_task(client.answer(QUESTION, PASSAGE, timeout_s=600))
+        while not server._scheduler._queue.windows:
+            await asyncio.sleep(0.001)
+        with pytest.raises(Overloaded, match="s of work are before this request, and its deadline is in"):
+            await client.answer(QUESTION, PASSAGE, timeout_s=10)
+        engine.release.set()
+        await asyncio.gather(first, second)
+        assert server.calls.outcomes == {"OK": 2, "RESOURCE_EXHAUSTED deadline": 1}
+
+
+def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
+    """Of an answered call, a refused one, and one that the model failed on: the last with a traceback."""
+    texts = ("Who is Xenophon?", "Xenophon keeps a secret.")
+    with (
+        serving([*CLI, "serve", str(bundle), "--log-format", "json"]) as (process, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = QuestionAnsweringStub(channel)
+        request = pb.AnswerRequest(question=texts[0], passages=[pb.Passage(text=texts[1], id="Xenophon")])
+        _, call = stub.Answer.with_call(request, metadata=(("x-request-id", "mine-1"),))
+        assert ("x-request-id", "mine-1") in call.trailing_metadata()
+        with pytest.raises(grpc.RpcError):
+            stub.Answer(pb.AnswerRequest(question=texts[0], top_k=1000, passages=[pb.Passage(text=texts[1])]))
+        list(stub.AnswerStream(iter([pb.AnswerStreamRequest(id="Xenophon", request=request)])))
+        process.terminate()
+        log = process.communicate(timeout=60)[1]
+    assert "Xenophon" not in log
+    calls = [entry for entry in map(json.loads, log.splitlines()) if "outcome" in entry]
+    assert [(entry["message"], entry["outcome"]) for entry in calls] == [
+        ("Answer", "OK"),
+        ("Answer", "INVALID_ARGUMENT"),
+        ("AnswerStream request", "OK"),
+        ("AnswerStream", "OK"),
+    ]
+    assert calls[0]["request_id"] == "mine-1"
+    assert (calls[0]["windows"], calls[1]["field"]) == (1, "top_k")
+    assert len({entry["request_id"] for entry in calls}) == 3
 
 
 def test_replies_are_bounded(target: str) -> None:

@@ -1,0 +1,53 @@
+"""The server under load: ``python -m benchmarks.load``.
+
+At the target's shape: what the server costs over the in-process reader, how fast it is when idle, what it does when
+five times too much is asked, and whether its memory stays where it is. Each part starts a server of its own with the
+default settings, and prints what was asked of it beside what it did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.kernels import environment
+from benchmarks.load import idle, memory, overhead, overload
+from distilqa_export.samples import packaged_evaluation
+
+PARTS = {"overhead": overhead, "idle": idle, "overload": overload, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description="Measure the server under load.")
+    parser.add_argument("--part", action="append", choices=PARTS, help="one part only; may be repeated")
+    parser.add_argument(
+        "--questions", type=int, default=60, help="of overhead, in each round (default 60, at most 200)"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="of overhead, and five times as many of idle (default 7)")
+    parser.add_argument("--seconds", type=float, default=30, help="of each load (default 30)")
+    parser.add_argument("--requests", type=int, default=20_000, help="for memory (default 20,000, about ten minutes)")
+    parser.add_argument("--bundle", type=Path, help="instead of the stand-in at the target's shape")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
+    parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    bundle = arguments.bundle or models.wide_bundle()
+    if arguments.read:
+        overhead.read(bundle, packaged_evaluation()[: arguments.questions])
+        return
+    machine = environment()
+    print(f"{machine['cpu']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}", flush=True)
+    measured: dict[str, Any] = {"environment": machine}
+    for part in arguments.part or PARTS:
+        found: Any = PARTS[part].measure(bundle, arguments)
+        print(f"\n{part}\n\n{PARTS[part].report(found)}", flush=True)
+        measured[part] = found
+    if arguments.json:
+        arguments.json.write_text(json.dumps(measured, indent=1, default=asdict) + "\n")
+
+
+if __name__ == "__main__":
+    main()

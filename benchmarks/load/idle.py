@@ -1,0 +1,78 @@
+"""How long one question takes on an idle server, from call to reply, against the bare run of its window on all cores.
+
+The two take turns, question by question; the bare session is in the client's process and as fast as one can be: the
+exported graph, all cores, threads that spin through a run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.load.processes import server
+from distilqa import Client
+from distilqa.bundle import Bundle
+from distilqa.engine import SPIN_US, open_session, run_session, usable_cores
+from distilqa.evaluation import Question
+from distilqa.reader import open_windower
+from distilqa.windows import Int64
+from distilqa_export.samples import packaged_evaluation
+
+FACTOR, MORE_S = 1.10, 0.002
+LENGTHS = (64, 128, 256, 384)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Seconds for one question of ``tokens`` tokens."""
+
+    tokens: int
+    bare_s: float
+    served_s: float
+
+
+def measure(bundle: Path, arguments: Namespace) -> list[Pair]:
+    """Ask the question nearest to each length, round by round."""
+    opened = Bundle.open(bundle)
+    _, variant = opened.variant(None)
+    session = open_session(bundle / variant.file, threads=usable_cores(), spin_us=SPIN_US)
+    chosen = [nearest(opened, length) for length in LENGTHS]
+    pairs = []
+    with server(bundle) as running, Client(running.address) as client:
+        for number in range(-3, 5 * arguments.rounds):
+            for question, window in chosen:
+                began = time.perf_counter()
+                run_session(session, ["input_ids"], [window])
+                between = time.perf_counter()
+                client.answer(question.question, question.context)
+                if number >= 0:
+                    pairs.append(Pair(len(window), between - began, time.perf_counter() - between))
+    return pairs
+
+
+def nearest(bundle: Bundle, tokens: int) -> tuple[Question, Int64]:
+    """The question whose passage makes one window, and that of about so many tokens."""
+    windower = open_windower(bundle)
+    made = [(one, windower.tokenize(one.question, [one.context]).windows) for one in packaged_evaluation()[:500]]
+    single = [(one, windows[0].input_ids) for one, windows in made if len(windows) == 1]
+    return min(single, key=lambda pair: abs(len(pair[1]) - tokens))
+
+
+def report(pairs: Sequence[Pair]) -> str:
+    """Markdown: a row for each length."""
+    rows = []
+    for tokens in dict.fromkeys(one.tokens for one in pairs):
+        bare, served = (
+            statistics.median(getattr(one, name) for one in pairs if one.tokens == tokens)
+            for name in ("bare_s", "served_s")
+        )
+        bound = FACTOR * bare + MORE_S
+        rows.append(
+            f"| {tokens} | {bare * 1e3:.1f} | {served * 1e3:.1f} | {bound * 1e3:.1f} |"
+            f" {'yes' if served <= bound else 'NO'} |"
+        )
+    return "\n".join(["| tokens | bare run, ms | served, ms | at most, ms | met |", "|---|---|---|---|---|", *rows])
