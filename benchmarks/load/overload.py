@@ -35,9 +35,13 @@ _METHOD = "/distilqa.v1.QuestionAnswering/Answer"
 
 @dataclass(slots=True)
 class Load:
-    """What came of a load of ``seconds``: ``latencies_s`` of the answered calls, and ``run_s``, the longest run."""
+    """What came of a load of ``seconds``, all of which had ended after ``all_s``.
+
+    ``latencies_s`` are those of the answered calls, ``run_s`` the longest run.
+    """
 
     seconds: float
+    all_s: float = 0.0
     calls: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
@@ -89,16 +93,18 @@ async def _measure(address: str, pid: int, requests: Sequence[bytes], seconds: f
 async def _closed(method: Any, pid: int, requests: Sequence[bytes], seconds: float) -> Load:
     """Callers who ask again as soon as they are answered. What ends after the time is over does not count."""
     load = Load(seconds)
-    end = time.perf_counter() + seconds
+    began = time.perf_counter()
+    end = began + seconds
 
     async def caller(number: int) -> None:
-        while (began := time.perf_counter()) < end:
+        while (now := time.perf_counter()) < end:
             number += 1
-            await _call(method, requests[number % len(requests)], began, end, load)
+            await _call(method, requests[number % len(requests)], now, end, load)
 
     server_cpu, own_cpu = cpu_s(pid), time.process_time()
     await asyncio.gather(*(caller(len(requests) * number // CALLERS) for number in range(CALLERS)))
     load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
+    load.all_s = time.perf_counter() - began
     return load
 
 
@@ -120,6 +126,7 @@ async def _open(method: Any, pid: int, requests: Sequence[bytes], seconds: float
         scheduled += chance.expovariate(rate)
     await asyncio.gather(*calls)
     load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
+    load.all_s = time.perf_counter() - began
     return load
 
 
@@ -142,9 +149,9 @@ def report(found: Overload) -> str:
     for name, load in (("peak", found.peak), (f"{TIMES} times", found.over)):
         ends = ", ".join(f"{count} {end}" for end, count in load.ends.most_common())
         rows.append(
-            f"| {name} | {load.calls / load.seconds:.0f} | {load.answers_per_s:.1f} | {load.quantile_s(0.5):.2f} |"
-            f" {load.quantile_s(0.99):.2f} | {load.server_cpu_s / load.seconds:.2f} |"
-            f" {load.generator_cpu_s / load.seconds:.2f} | {ends} |"
+            f"| {name} | {load.calls / load.all_s:.0f} | {load.answers_per_s:.1f} | {load.quantile_s(0.5):.2f} |"
+            f" {load.quantile_s(0.99):.2f} | {load.server_cpu_s / load.all_s:.2f} |"
+            f" {load.generator_cpu_s / load.all_s:.2f} | {ends} |"
         )
     share, p99_s = found.over.answers_per_s / found.peak.answers_per_s, found.over.quantile_s(0.99)
     lost = found.over.calls - found.over.ends.total()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -114,6 +115,8 @@ class Server:
         except BaseException:
             await self._server.stop(None)
             raise
+        gc.collect()
+        gc.freeze()  # what is there now stays, and need not be looked through again and again
         await self._set_health(_SERVING)
         self._keep(self._report())
 

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -38,6 +38,12 @@ _DEFAULT_TOP_K = 1
 _DEFAULT_MAX_ANSWER_TOKENS = 15
 
 _MAX_ID_CHARACTERS = 256
+
+# What is decoded at once; and what is tokenised at once, where no other request waits for that.
+_FEW_WINDOWS = 4
+_SMALL_BYTES = 8192
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +148,25 @@ class QuestionAnswering:
 
     async def _answer(self, size: int, parse: Callable[[], pb.AnswerRequest], call: Call) -> pb.AnswerResponse:
         """Permit, tokenise, run, decode."""
-        loop = asyncio.get_running_loop()
         with self._permits.hold(size):
-            request, tokenized, tokenize_s = await loop.run_in_executor(self._pool, self._prepare, parse)
+            idle = self._permits.requests == 1 and size <= _SMALL_BYTES
+            request, tokenized, tokenize_s = await self._work(partial(self._prepare, parse), here=idle)
             ran = await self._scheduler.run(tokenized.windows, deadline=call.deadline)
-            response = await loop.run_in_executor(self._pool, self._respond, request, tokenized, ran, tokenize_s)
+            respond = partial(self._respond, request, tokenized, ran, tokenize_s)
+            response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
         timings = response.timings
         call.log.update(windows=timings.windows, queue_seconds=round(timings.queue_seconds, 6))
         return response
+
+    async def _work(self, work: Callable[[], _Result], *, here: bool) -> _Result:
+        """What some work gives, done by a thread of the pool; or at once, where the way there and back takes longer."""
+        return work() if here else await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def _reply(self, raw: bytes, stream: Call, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
         """Reply to one request of a stream, and make room for another."""
         call = stream.item()
         ended = partial(self._calls.end, "AnswerStream request", call)
-        item = await asyncio.get_running_loop().run_in_executor(self._pool, self._item, raw)
+        item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
         try:
             response = await self._answer(len(raw), item.parse, call)
             reply = pb.AnswerStreamResponse(id=item.id, response=response)
