@@ -24,7 +24,7 @@ from distilqa.errors import (
 
 if TYPE_CHECKING:
     from distilqa.bundle import Bundle
-    from distilqa.client import AsyncClient, Client
+    from distilqa.client import AsyncClient, Client, Outcome, Request
     from distilqa.reader import Reader
 
 __all__ = [
@@ -40,16 +40,25 @@ __all__ = [
     "InvalidRequest",
     "MissingDependency",
     "ModelNotFound",
+    "Outcome",
     "Overloaded",
     "PermissionDenied",
     "Reader",
+    "Request",
     "SettingsError",
     "Unauthenticated",
     "Unavailable",
 ]
 
 # Loaded when first used: a client does not need the reader's packages, nor the reader the client's.
-_LAZY = {"AsyncClient": "client", "Bundle": "bundle", "Client": "client", "Reader": "reader"}
+_LAZY = {
+    "AsyncClient": "client",
+    "Bundle": "bundle",
+    "Client": "client",
+    "Outcome": "client",
+    "Reader": "reader",
+    "Request": "client",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args, get_origin
 
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
-from distilqa.errors import DistilqaError, InvalidRequest, MissingDependency
+from distilqa.errors import DeadlineExceeded, DistilqaError, InvalidRequest, MissingDependency
 
 if TYPE_CHECKING:
     from distilqa.evaluation import Evaluation, Question
@@ -471,7 +471,10 @@ def _answers(arguments: argparse.Namespace, passages: list[str]) -> list[Answer]
         root_certificates=arguments.root_certificates,
         timeout_s=DEFAULT_TIMEOUT_S if arguments.timeout is None else arguments.timeout,
     ) as client:
-        return client.answer(arguments.question, passages, **options)
+        try:
+            return client.answer(arguments.question, passages, **options)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(str(error).replace("timeout_s of the client", "--timeout")) from error
 
 
 def _json(value: object, out: TextIO) -> str:

@@ -5,32 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from types import ModuleType, TracebackType
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from distilqa.answer import Answer
 from distilqa.credentials import LONGEST_TOKEN
-from distilqa.errors import (
-    DeadlineExceeded,
-    DistilqaError,
-    InferenceFailed,
-    InvalidRequest,
-    MissingDependency,
-    ModelNotFound,
-    Overloaded,
-    PermissionDenied,
-    Unauthenticated,
-    Unavailable,
-)
-from distilqa.request import check_options, check_text, list_passages
+from distilqa.errors import InvalidRequest, MissingDependency, Unavailable
+from distilqa.request import check_integer, check_text
 
 try:
     import grpc
+    import grpc.aio
 
+    from distilqa.call import Call
+    from distilqa.channel import open_channels
+    from distilqa.messages import Model, Outcome, Request, read_answers, read_model, to_message
+    from distilqa.statuses import REQUEST_ID
+    from distilqa.streams import AsyncStream, Exchange, Stream
     from distilqa_protos.v1 import SERVICE
     from distilqa_protos.v1 import question_answering_pb2 as pb
     from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
@@ -39,22 +33,15 @@ except ImportError as error:
         f"the client's packages are not installed: pip install 'distilqa[client]' ({error})"
     ) from error
 
+__all__ = ["DEFAULT_TIMEOUT_S", "AsyncClient", "Client", "Model", "Outcome", "Request"]
+
 DEFAULT_TIMEOUT_S = 30.0
 _LONGEST_TIMEOUT_S = 86400.0
 
-# gRPC's own ways to name a server, which it reads itself.
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
-_HOST_AND_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
+_MAX_CONNECTIONS = 64
 
-# How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
-_NOT_CONNECTED = "failed to connect to all addresses"
-_PLAIN_HINT = "; this client does not use TLS: does the server?"
-_TLS_HINT = "; this client uses TLS: does the server, with a certificate that is trusted here?"
-
-# How gRPC refuses a message over its limit.
-_TOO_LARGE = "message larger than max"
-
-# UNAVAILABLE alone is tried again: the server did no work for it. Being refused under load is an answer.
+# UNAVAILABLE alone is tried again: the server did no work for it. Being refused under load is an answer. A stream is
+# tried again only as long as nothing of the reply has come, and not once 256 KiB have been sent.
 _RETRIES = {
     "methodConfig": [
         {
@@ -70,63 +57,25 @@ _RETRIES = {
     ]
 }
 
+_OPTIONS: list[tuple[str, str | int]] = [
+    ("grpc.service_config", json.dumps(_RETRIES)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", -1),  # an answer may be as long as the passage that the server took
+    ("grpc.use_local_subchannel_pool", 1),  # channels to one target would share a connection
+    # A server, or a way to it, that is gone without a word is found out while calls wait for it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),  # no limit; by default two, until data is sent again
+]
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """What a server serves, and the limits it declares for a request."""
-
-    name: str
-    version: str
-    variant: str
-    checkpoint: str
-    revision: str | None
-    architecture: str
-    parameters: int
-    max_question_tokens: int
-    max_question_characters: int
-    window_tokens: int
-    max_windows: int
-    max_passages: int
-    max_passage_id_characters: int
-    max_top_k: int
-    max_request_bytes: int
-    max_response_bytes: int
-    max_stream_requests: int
-    max_stream_id_characters: int
+_Channel = TypeVar("_Channel", grpc.Channel, grpc.aio.Channel)
 
 
-class _Calls:
-    """What both clients know of a call: its deadline, its token, that the client is open, and what a failure means."""
+class _Calls(Generic[_Channel]):
+    """What the clients have in common: all but input and output. `Client` says what the arguments are."""
 
-    def __init__(self, token: str | None, tls: bool, timeout_s: float) -> None:
-        self._hint = _TLS_HINT if tls else _PLAIN_HINT
-        self._timeout_s = _timeout(timeout_s)
-        self._metadata = () if token is None else (("authorization", f"Bearer {_token(token)}"),)
-        self._closed = False
-
-    def _options(self, timeout_s: float | None) -> dict[str, Any]:
-        if self._closed:
-            raise Unavailable("the client is closed")
-        return {"timeout": self._timeout_s if timeout_s is None else _timeout(timeout_s), "metadata": self._metadata}
-
-    def _error(self, error: grpc.RpcError) -> DistilqaError:
-        found = _error(error)
-        if isinstance(found, Unavailable) and str(found).startswith(_NOT_CONNECTED):
-            return Unavailable(f"{found}{self._hint}")
-        return found
-
-
-class Client(_Calls):
-    """A connection to a server, for threads. Use it as a context manager, or `close` it.
-
-    ``target`` is "host:port", or a name of one of gRPC's schemes, "unix:path" say. Every call has a deadline of
-    ``timeout_s`` seconds, retries included. Calls that the server did not accept because it was not there (UNAVAILABLE)
-    are tried up to four times, within a second or two.
-
-    ``token`` goes with every call, for a server that wants credentials. ``tls`` encrypts, and takes the server's
-    certificate if an authority that gRPC knows has signed it, or one in the PEM file ``root_certificates``, which
-    implies ``tls``. Raises InvalidRequest for an argument that cannot be used.
-    """
+    _api: ClassVar[ModuleType]
 
     def __init__(
         self,
@@ -136,10 +85,58 @@ class Client(_Calls):
         tls: bool = False,
         root_certificates: str | Path | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        connections: int = 1,
+        model_name: str | None = None,
+        model_version: str | None = None,
     ) -> None:
-        super().__init__(token, tls or root_certificates is not None, timeout_s)
-        self._channel = _connect(target, tls, root_certificates, grpc.secure_channel, grpc.insecure_channel)
-        self._stub = QuestionAnsweringStub(self._channel)
+        check_integer("connections", connections, 1, _MAX_CONNECTIONS)
+        self._timeout_s = _timeout(timeout_s)
+        self._metadata = () if token is None else (("authorization", f"Bearer {_token(token)}"),)
+        self._names = {"model": _name("model_name", model_name), "version": _name("model_version", model_version)}
+        self._tls = tls or root_certificates is not None
+        self._closed = False
+        self._channels: list[_Channel] = open_channels(
+            self._api, target, connections, _OPTIONS, tls=tls, root_certificates=root_certificates
+        )
+        self._stubs = cycle([QuestionAnsweringStub(channel) for channel in self._channels])
+        self._streams: set[Any] = set()  # those of asyncio under way
+
+    def _begin(self, timeout_s: float | None, request_id: str | None = None, awaited: str = "answer") -> Call:
+        """A call on the next connection. Raises InvalidRequest, and Unavailable once closed."""
+        seconds = self._timeout_s if timeout_s is None else _timeout(timeout_s)
+        source = "timeout_s of the client" if timeout_s is None else "timeout_s"
+        metadata = self._metadata if request_id is None else (*self._metadata, (REQUEST_ID, _request_id(request_id)))
+        if self._closed:
+            raise Unavailable("the client is closed")
+        return Call(
+            stub=next(self._stubs),
+            metadata=metadata,
+            timeout_s=seconds,
+            late=f"no {awaited} within {seconds:g} s ({source})",
+            tls=self._tls,
+            is_closed=lambda: self._closed,
+        )
+
+    def _begin_stream(self, in_flight: int, timeout_s: float | None, request_id: str | None) -> tuple[Call, Exchange]:
+        check_integer("in_flight", in_flight, 1)
+        call = self._begin(timeout_s, request_id, "end of the stream")
+        return call, Exchange(call, self._names)
+
+
+class Client(_Calls[grpc.Channel]):
+    """A client for threads. Use it as a context manager, or `close` it.
+
+    ``target`` is "host:port", or a name of one of gRPC's schemes, "unix:path" say. Calls take turns on ``connections``
+    connections, 1 to 64. Every call has a deadline of ``timeout_s`` seconds, retries included. Calls that the server
+    did not accept because it was not there (UNAVAILABLE) are tried up to four times, within a second or two.
+
+    ``token`` goes with every call, for a server that wants credentials. ``tls`` encrypts, and takes the server's
+    certificate if an authority that gRPC knows has signed it, or one in the PEM file ``root_certificates``, which
+    implies ``tls``. ``model_name`` and ``model_version`` say what must answer: where something else is served, calls
+    raise ModelNotFound. Raises InvalidRequest for an argument that cannot be used.
+    """
+
+    _api: ClassVar[ModuleType] = grpc
 
     def answer(
         self,
@@ -151,27 +148,55 @@ class Client(_Calls):
         doc_stride: int | None = None,
         allow_no_answer: bool = False,
         timeout_s: float | None = None,
+        request_id: str | None = None,
     ) -> list[Answer]:
         """Return the ``top_k`` best answers, as `distilqa.Reader.answer` does.
 
+        ``request_id``, 1 to 128 printable ASCII characters without spaces, is what the server's log calls the request.
         Raises the errors of `distilqa.errors`: InvalidRequest, Overloaded, DeadlineExceeded, Unavailable and so on.
         """
-        request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
-        try:
-            return _answers(self._stub.Answer(request, **self._options(timeout_s)), request)
-        except grpc.RpcError as error:
-            raise self._error(error) from error
+        request = Request("", question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
+        asked = to_message(request, **self._names)
+        call = self._begin(timeout_s, request_id)
+        with call.errors():
+            response = call.stub.Answer(asked, **call.options)
+        return read_answers(response, asked)
+
+    def answer_stream(
+        self,
+        requests: Iterable[Request],
+        *,
+        in_flight: int = 16,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """Yield the outcome of each request as soon as it is there, in any order.
+
+        ``requests`` is read in another thread, and at most ``in_flight`` ahead of the outcomes: it may be endless.
+        ``timeout_s`` is for the whole stream. What is wrong with one request is the ``error`` of its outcome alone.
+
+        If the stream breaks, every request that was read and not answered has an outcome with the error of the stream,
+        also one that ``requests`` is only about to give, which is waited for. Unless that was the end of ``requests``,
+        the error is raised then. What ``requests`` raises is raised here, after the outcomes of what came before. Who
+        leaves early ends the stream, and what was in flight is dropped.
+        """
+        call, exchange = self._begin_stream(in_flight, timeout_s, request_id)
+        if not isinstance(requests, Iterable):
+            raise _not_iterable(requests)
+        return Stream(call, exchange, in_flight).outcomes(iter(requests))
 
     def model(self, *, timeout_s: float | None = None) -> Model:
         """What is served. Raises as `answer` does."""
-        try:
-            return _model(self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s)))
-        except grpc.RpcError as error:
-            raise self._error(error) from error
+        call = self._begin(timeout_s)
+        with call.errors():
+            response = call.stub.GetModel(pb.GetModelRequest(**self._names), **call.options)
+        return read_model(response)
 
     def close(self) -> None:
+        """End what is under way, as Unavailable."""
         self._closed = True
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -182,21 +207,10 @@ class Client(_Calls):
         self.close()
 
 
-class AsyncClient(_Calls):
-    """`Client` for asyncio: the same methods, awaited."""
+class AsyncClient(_Calls[grpc.aio.Channel]):
+    """`Client` for asyncio: the same arguments, and the same methods, awaited."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        token: str | None = None,
-        tls: bool = False,
-        root_certificates: str | Path | None = None,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        super().__init__(token, tls or root_certificates is not None, timeout_s)
-        self._channel = _connect(target, tls, root_certificates, grpc.aio.secure_channel, grpc.aio.insecure_channel)
-        self._stub = QuestionAnsweringStub(self._channel)
+    _api: ClassVar[ModuleType] = grpc.aio
 
     async def answer(
         self,
@@ -208,32 +222,45 @@ class AsyncClient(_Calls):
         doc_stride: int | None = None,
         allow_no_answer: bool = False,
         timeout_s: float | None = None,
+        request_id: str | None = None,
     ) -> list[Answer]:
         """As `Client.answer`."""
-        request = _request(question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
-        return _answers(await self._reply(self._stub.Answer(request, **self._options(timeout_s))), request)
+        request = Request("", question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
+        asked = to_message(request, **self._names)
+        call = self._begin(timeout_s, request_id)
+        with call.errors():
+            response = await call.stub.Answer(asked, **call.options)
+        return read_answers(response, asked)
+
+    def answer_stream(
+        self,
+        requests: AsyncIterable[Request] | Iterable[Request],
+        *,
+        in_flight: int = 16,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """As `Client.answer_stream`, but ``requests`` is read in a task of this event loop.
+
+        That task is cancelled if the stream breaks, so nothing is waited for. Who leaves the loop early closes the
+        stream by `contextlib.aclosing`, or leaves that to the event loop.
+        """
+        call, exchange = self._begin_stream(in_flight, timeout_s, request_id)
+        return AsyncStream(call, exchange, in_flight, self._streams).outcomes(_each(requests))
 
     async def model(self, *, timeout_s: float | None = None) -> Model:
         """As `Client.model`."""
-        return _model(await self._reply(self._stub.GetModel(pb.GetModelRequest(), **self._options(timeout_s))))
-
-    async def _reply(self, call: Awaitable[_Response | None]) -> _Response | None:
-        """What a call brings. Raises what its failure means."""
-        try:
-            return await call
-        except grpc.RpcError as error:
-            raise self._error(error) from error
-        except KeyError as error:  # what grpc.aio makes of a status that it does not know
-            raise DistilqaError(f"the server ended the call with the unknown status {error}") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):  # `close` ended the call, nobody the task
-                raise Unavailable("the client was closed during the call") from None
-            raise
+        call = self._begin(timeout_s)
+        with call.errors():
+            response = await call.stub.GetModel(pb.GetModelRequest(**self._names), **call.options)
+        return read_model(response)
 
     async def close(self) -> None:
+        """As `Client.close`."""
         self._closed = True
-        await self._channel.close()
+        for stream in tuple(self._streams):  # which closing a channel of asyncio does not end
+            stream.cancel()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def __aenter__(self) -> Self:
         return self
@@ -244,51 +271,21 @@ class AsyncClient(_Calls):
         await self.close()
 
 
-_Response = TypeVar("_Response", pb.AnswerResponse, pb.GetModelResponse)
+def _each(requests: AsyncIterable[Request] | Iterable[Request]) -> AsyncIterator[Request]:
+    if isinstance(requests, AsyncIterable):
+        return aiter(requests)
+    if not isinstance(requests, Iterable):
+        raise _not_iterable(requests)
 
-_Channel = TypeVar("_Channel", grpc.Channel, grpc.aio.Channel)
+    async def plain(requests: Iterator[Request]) -> AsyncIterator[Request]:
+        for request in requests:
+            yield request
 
-
-def _connect(
-    target: str,
-    tls: bool,
-    root_certificates: str | Path | None,
-    secure: Callable[..., _Channel],
-    insecure: Callable[..., _Channel],
-) -> _Channel:
-    """A channel by one of gRPC's two functions for it. Raises InvalidRequest for what cannot be used."""
-    _check_target(target)
-    options = [
-        ("grpc.service_config", json.dumps(_RETRIES)),
-        ("grpc.enable_retries", 1),
-        ("grpc.max_receive_message_length", -1),  # an answer may be as long as the passage that the server took
-    ]
-    if not tls and root_certificates is None:
-        return insecure(target, options=options)
-    roots = None if root_certificates is None else _roots(root_certificates)
-    return secure(target, grpc.ssl_channel_credentials(roots), options=options)
+    return plain(iter(requests))
 
 
-def _check_target(target: str) -> None:
-    """Raise InvalidRequest for a URL, and for a host without a port, which gRPC would take for port 443."""
-    check_text("target", target)
-    if target.startswith(_SCHEMES):
-        return
-    found = _HOST_AND_PORT.fullmatch(target)
-    if not found or int(found[2]) > 65535:
-        raise InvalidRequest("target", f'is {target!r}, must be "host:port", "localhost:50051" say')
-
-
-def _roots(path: str | Path) -> bytes:
-    """The file's content. Raises InvalidRequest where gRPC would only fail at the first call, without saying why."""
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-        return Path(path).read_bytes()
-    except OSError as error:
-        problem = "holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
-        raise InvalidRequest("root_certificates", f"{path}: {problem}") from error
-    except (TypeError, ValueError) as error:  # it is no path, or has a NUL
-        raise InvalidRequest("root_certificates", f"{path!r}: {error}") from error
+def _not_iterable(requests: object) -> InvalidRequest:
+    return InvalidRequest("requests", f"is a {type(requests).__name__}, must be an iterable of distilqa.Request")
 
 
 def _token(token: str) -> str:
@@ -298,27 +295,19 @@ def _token(token: str) -> str:
     return token
 
 
-def _request(
-    question: str,
-    passages: str | Sequence[str],
-    top_k: int,
-    max_answer_tokens: int,
-    doc_stride: int | None,
-    allow_no_answer: bool,
-) -> pb.AnswerRequest:
-    texts = list_passages(passages)
-    check_text("question", question)
-    for number, text in enumerate(texts):
-        check_text(f"passages[{number}]", text)
-    check_options(top_k, max_answer_tokens, doc_stride)
-    return pb.AnswerRequest(
-        question=question,
-        passages=[pb.Passage(text=text) for text in texts],
-        top_k=top_k,
-        max_answer_tokens=max_answer_tokens,
-        doc_stride=doc_stride,
-        allow_no_answer=bool(allow_no_answer),  # as the reader takes it
-    )
+def _request_id(request_id: str) -> str:
+    """Raise InvalidRequest for what the server would not take for an id."""
+    if not isinstance(request_id, str) or not re.fullmatch("[!-~]{1,128}", request_id):
+        raise InvalidRequest("request_id", f"is {request_id!r}, must be 1 to 128 printable ASCII characters, no spaces")
+    return request_id
+
+
+def _name(field: str, name: str | None) -> str:
+    """As requests say it. Raises InvalidRequest."""
+    if name is None:
+        return ""
+    check_text(field, name)
+    return name
 
 
 def _timeout(timeout_s: float) -> float:
@@ -326,92 +315,3 @@ def _timeout(timeout_s: float) -> float:
     if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
         raise InvalidRequest("timeout_s", f"is {timeout_s}, must be more than 0 and at most {_LONGEST_TIMEOUT_S:g}")
     return timeout_s
-
-
-def _answers(response: pb.AnswerResponse | None, request: pb.AnswerRequest) -> list[Answer]:
-    """Raises InferenceFailed for a reply that does not answer the request: who asks would rely on what it says."""
-    response = _message(response)
-    if not 1 <= len(response.answers) <= request.top_k:
-        raise InferenceFailed(f"the reply has {len(response.answers)} answers, 1 to {request.top_k} were asked for")
-    for answer in response.answers:
-        if not _fits(answer, request):
-            raise InferenceFailed(
-                f"the reply has an answer that is not in what was sent: passage {answer.passage},"
-                f" {answer.start} to {answer.end}, score {answer.score:g}"
-            )
-    return [
-        Answer(answer.text, answer.start, answer.end, answer.score, None if answer.no_answer else answer.passage)
-        for answer in response.answers
-    ]
-
-
-def _fits(answer: pb.Answer, request: pb.AnswerRequest) -> bool:
-    """Whether an answer is one to the request: at its place in a passage, or none where that was allowed."""
-    if not 0 <= answer.score <= 1:  # nor NaN
-        return False
-    if answer.no_answer:
-        return request.allow_no_answer and not answer.text
-    if answer.passage >= len(request.passages):
-        return False
-    return bool(answer.text) and request.passages[answer.passage].text[answer.start : answer.end] == answer.text
-
-
-def _message(response: _Response | None) -> _Response:
-    """gRPC has none for a reply that is no message, or ends without one. Raises InferenceFailed."""
-    if response is None:
-        raise InferenceFailed("the reply is not a message of distilqa.v1")
-    return response
-
-
-def _model(response: pb.GetModelResponse | None) -> Model:
-    response = _message(response)
-    limits = response.limits
-    return Model(
-        name=response.model,
-        version=response.version,
-        variant=response.variant,
-        checkpoint=response.checkpoint,
-        revision=response.revision or None,
-        architecture=response.architecture,
-        parameters=response.parameters,
-        max_question_tokens=limits.question_tokens,
-        max_question_characters=limits.question_characters,
-        window_tokens=limits.window_tokens,
-        max_windows=limits.windows,
-        max_passages=limits.passages,
-        max_passage_id_characters=limits.passage_id_characters,
-        max_top_k=limits.top_k,
-        max_request_bytes=limits.request_bytes,
-        max_response_bytes=limits.response_bytes,
-        max_stream_requests=limits.stream_requests,
-        max_stream_id_characters=limits.stream_id_characters,
-    )
-
-
-def _retry_after_s(error: grpc.RpcError) -> float | None:
-    """The server's advice, if it gives any: what is no number, or negative, says not to try again, or nothing."""
-    metadata: Any = error.trailing_metadata() or ()
-    advice = [str(value) for key, value in metadata if key == "grpc-retry-pushback-ms"]
-    return int(advice[0]) / 1000 if advice and re.fullmatch(r"[0-9]{1,9}", advice[0]) else None
-
-
-def _error(error: grpc.RpcError) -> DistilqaError:
-    """The error that a status stands for: the mapping of `distilqa.errors`, read backwards."""
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.INVALID_ARGUMENT:
-        field, colon, problem = details.partition(": ")
-        return InvalidRequest(field, problem) if colon else InvalidRequest("request", details or "is refused")
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        if _TOO_LARGE in details:  # gRPC's own refusal: trying again would not help
-            return InvalidRequest("request", details)
-        return Overloaded(details, _retry_after_s(error))
-    simple: dict[grpc.StatusCode, type[DistilqaError]] = {
-        grpc.StatusCode.NOT_FOUND: ModelNotFound,
-        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-        grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-        grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
-        grpc.StatusCode.UNAVAILABLE: Unavailable,
-        grpc.StatusCode.CANCELLED: Unavailable,  # what gRPC's server ends calls with that arrive as it closes
-        grpc.StatusCode.INTERNAL: InferenceFailed,
-    }
-    return simple[code](details) if code in simple else DistilqaError(f"{code.name}: {details}")
