@@ -119,7 +119,7 @@ class QuestionAnswering:
     async def get_model(self, raw: bytes, _call: Call) -> bytes:
         """``GetModel``."""
         self._check_size(len(raw))
-        request = parse(pb.GetModelRequest, raw)
+        request = await self._work(partial(parse, pb.GetModelRequest, raw), here=len(raw) <= _SMALL_BYTES)
         self._check_model(request.model, request.version)
         manifest, source, limits = self._manifest, self._manifest.source, self._limits
         names = len(f"{manifest.name}{manifest.version}{self._variant}".encode())
@@ -166,8 +166,9 @@ class QuestionAnswering:
         """Reply to one request of a stream, and make room for another."""
         call = stream.item()
         ended = partial(self._calls.end, "AnswerStream request", call)
-        item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
+        item = _Item("", InvalidRequest("request", "was not read"))
         try:
+            item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
             response = await self._answer(len(raw), item.parse, call)
             reply = pb.AnswerStreamResponse(id=item.id, response=response)
             ended(None)
