@@ -111,6 +111,45 @@ def test_int8_logits_are_the_same_bits_with_two_threads(engines: dict[int, Engin
     assert (start.tobytes(), end.tobytes()) == (start_2.tobytes(), end_2.tobytes())
 
 
+@pytest.fixture(scope="module")
+def concurrent(bundle: Path) -> Engine:
+    return Engine(Bundle.open(bundle), "cpu-int8", threads=2, concurrent=True)
+
+
+@pytest.mark.parametrize("length", [7, 64, 384])
+def test_int8_logits_are_the_same_bits_alone_on_all_cores(concurrent: Engine, length: int) -> None:
+    windows = windows_of(length, 2)
+    shared, alone = concurrent.run(windows), concurrent.run(windows, alone=True)
+    assert [(s.tobytes(), e.tobytes()) for s, e in shared] == [(s.tobytes(), e.tobytes()) for s, e in alone]
+
+
+@pytest.mark.parametrize(
+    ("options", "sessions"),
+    [
+        ({"threads": 2}, [(2, "0")]),
+        ({"threads": 2, "concurrent": True}, [(1, "0"), (2, "1")]),
+        ({"threads": 1, "concurrent": True}, [(1, "0")]),
+    ],
+)
+def test_sessions(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sessions: list[tuple[int, str]]
+) -> None:
+    """Threads and spinning of each: a core for a run, and all for one that is alone."""
+    opened: list[tuple[int, str]] = []
+    real = onnxruntime.InferenceSession
+
+    def session(model: Path, settings: Any, **more: Any) -> Any:
+        if model.name == "cpu-int8.onnx":
+            spinning = settings.get_session_config_entry("session.intra_op.allow_spinning")
+            opened.append((settings.intra_op_num_threads, spinning))
+            assert not settings.enable_mem_pattern
+        return real(model, settings, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    Engine(Bundle.open(bundle), "cpu-int8", **options)
+    assert opened == sessions
+
+
 def test_int8_logits_are_the_same_bits_under_load(engines: dict[int, Engine]) -> None:
     runs = [windows_of(length, count) for length, count in ((9, 8), (200, 1), (30, 3), (384, 1), (64, 8), (65, 1))] * 3
     alone = [engines[2].run(windows) for windows in runs]
