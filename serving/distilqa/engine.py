@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,11 @@ class Engine:
         model = bundle.verified(description.file)
         # Threads belong to a session. A second one takes its weights again, but sharing all cores between runs costs a
         # tenth of the throughput, and a run on one core of two takes 1.7 times as long.
-        self._session = open_session(model, threads=1 if concurrent else self.threads)
+        self._session = open_session(model, threads=1 if concurrent else self.threads, shares_arena=concurrent)
         self._alone, self._ways = self._session, [False]
         if concurrent and self.threads > 1:
-            self._alone, self._ways = open_session(model, threads=self.threads, spin_us=SPIN_US), [False, True]
+            self._alone = open_session(model, threads=self.threads, spin_us=SPIN_US, shares_arena=True)
+            self._ways = [False, True]
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._self_test(description)
         _give_back_memory()
@@ -119,10 +121,13 @@ class Engine:
         ]
 
 
-def open_session(model: Path, *, threads: int, spin_us: int = 0) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path, *, threads: int, spin_us: int = 0, shares_arena: bool = False
+) -> onnxruntime.InferenceSession:
     """Open a model that was fused offline, exactly as it is: ONNX Runtime's own fusions would slow it down.
 
     ``spin_us`` is for how many microseconds a thread that has nothing to do looks out for more, before it sleeps.
+    ``shares_arena`` lets sessions work in one pool of memory, which takes 30 MB less than a pool for each of two.
     Raises BundleError if it is no model that this ONNX Runtime can open, MissingDependency.
     """
     ort = import_onnxruntime()
@@ -137,10 +142,22 @@ def open_session(model: Path, *, threads: int, spin_us: int = 0) -> onnxruntime.
     if spin_us:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(spin_us))
     options.log_severity_level = 3
+    if shares_arena:
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own kinds share no base
         raise BundleError(f"{model}: ONNX Runtime cannot open it ({error})") from error
+
+
+@cache
+def _register_arena() -> None:
+    """Once for the process; one that others have registered will do as well."""
+    ort = import_onnxruntime()
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with suppress(Exception):  # ONNX Runtime's own kinds share no base
+        ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"max_mem": 0}))
 
 
 def run_session(
