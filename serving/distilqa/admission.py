@@ -51,8 +51,7 @@ class Permits:
         finally:
             self.requests -= 1
             self.bytes -= size
-            if self.draining.is_set() and not self.requests:
-                self._idle.set()
+            self._leave()
 
     @contextmanager
     def hold_stream(self) -> Iterator[None]:
@@ -65,13 +64,18 @@ class Permits:
             yield
         finally:
             self.streams -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.draining.is_set() and not self.requests and not self.streams:
+            self._idle.set()
 
     def _check_open(self) -> None:
         if self.draining.is_set():
             raise Unavailable("the server is stopping")
 
     async def drain(self) -> None:
-        """Give out no more permits, and wait until those held are back."""
+        """Give out no more permits, and wait until those held are back, and the streams at their end."""
         self.draining.set()
-        if self.requests:
-            await self._idle.wait()
+        self._leave()
+        await self._idle.wait()

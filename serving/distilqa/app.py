@@ -8,13 +8,15 @@ import ipaddress
 import logging
 import signal
 import ssl
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -57,8 +59,14 @@ _NO_METADATA = NoMetadata()
 # How long the last replies may take to be sent.
 _SEND_S = 1.0
 
+# How long runs of the model that are under way may take to end.
+_CLOSE_S = 5.0
+
 # How often the log tells how many were refused or failed.
 _REPORT_S = 10.0
+
+
+_Result = TypeVar("_Result")
 
 
 class BindError(DistilqaError):
@@ -88,6 +96,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._service: QuestionAnswering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: Counter[str] = Counter()
         self.calls = Calls()
         self._forced = asyncio.Event()
         self.broken = asyncio.Event()
@@ -124,8 +133,10 @@ class Server:
         settings, began = self._settings, time.monotonic()
         bundle = Bundle.open(settings.bundle)
         manifest = bundle.manifest
-        windower = await asyncio.to_thread(open_windower, bundle)
-        self._engine = await asyncio.to_thread(Engine, bundle, settings.variant, threads=self._threads, concurrent=True)
+        windower = await in_thread(partial(open_windower, bundle))
+        self._engine = await in_thread(
+            partial(Engine, bundle, settings.variant, threads=self._threads, concurrent=True)
+        )
         variant = self._engine.variant
         self._scheduler = Scheduler(
             self._engine,
@@ -144,7 +155,11 @@ class Server:
             calls=self.calls,
             permits=self._permits,
             limits=Limits(
-                settings.max_windows, settings.max_passages, settings.max_request_bytes, settings.stream_requests
+                settings.max_windows,
+                settings.max_passages,
+                settings.max_request_bytes,
+                # Or a stream that is alone here would have its own requests refused.
+                min(settings.stream_requests, settings.max_requests),
             ),
             pool=self._pool,
         )
@@ -198,10 +213,20 @@ class Server:
             if not drained.done():
                 logger.warning("not all calls were waited for", extra={"fields": {"requests": self._permits.requests}})
             forced.cancel()
-            await asyncio.to_thread(self._scheduler.close, "the server stopped before this was done")
-            await drained
-        await self._server.stop(_SEND_S)
-        self._pool.shutdown()
+            closing = asyncio.create_task(
+                in_thread(partial(self._scheduler.close, "the server stopped before this was done"))
+            )
+            await _first_of(closing, timeout_s=_CLOSE_S)
+            if not closing.done():
+                logger.error("a run has not ended, and is left behind")
+            await _first_of(drained, timeout_s=_SEND_S)
+            await self._server.stop(_SEND_S)
+            await _first_of(drained, timeout_s=_SEND_S)  # calls that this has cut off
+            drained.cancel()
+        else:
+            await self._server.stop(_SEND_S)
+        self._pool.shutdown(wait=False)
+        self._tell()
         for task in self._tasks:
             task.cancel()
         runs = {} if self._service is None else dict(sorted(self._scheduler.run_sizes.items()))
@@ -217,13 +242,15 @@ class Server:
 
     async def _report(self) -> None:
         """Tell from time to time how many calls ended otherwise than with an answer, for who logs no single calls."""
-        told: Counter[str] = Counter()
         while True:
             await asyncio.sleep(_REPORT_S)
-            now = Counter({outcome: count for outcome, count in self.calls.outcomes.items() if outcome != "OK"})
-            if more := now - told:
-                logger.warning("not answered", extra={"fields": {"in_seconds": _REPORT_S, **more}})
-            told = now
+            self._tell()
+
+    def _tell(self) -> None:
+        now = Counter({outcome: count for outcome, count in self.calls.outcomes.items() if outcome != "OK"})
+        if more := now - self._told:
+            logger.warning("not answered", extra={"fields": {"ended": dict(more)}})
+        self._told = now
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -306,6 +333,27 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
     await drain
     if server.broken.is_set():
         raise BrokenError("the server is broken; its log says why")
+
+
+async def in_thread(work: Callable[[], _Result]) -> _Result:
+    """What some work gives, done by a thread that holds up the end of the process no longer than who waits for it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_Result] = loop.create_future()
+
+    def deliver(give: Callable[[Any], None], outcome: Any) -> None:
+        if not done.done():
+            give(outcome)
+
+    def run() -> None:
+        try:
+            give, outcome = done.set_result, work()
+        except BaseException as error:
+            give, outcome = done.set_exception, error  # type: ignore[assignment]
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(deliver, give, outcome)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await done
 
 
 async def _first_of(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None:

@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_command(
     commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], does: str, **options: Any
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.", **options)
+    parser = commands.add_parser(
+        name, help=does, description=f"{does[0].upper()}{does[1:]}.", allow_abbrev=False, **options
+    )
     parser.set_defaults(run=run, parser=parser)
     return parser
 

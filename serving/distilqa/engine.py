@@ -6,7 +6,9 @@ import ctypes
 import importlib.metadata
 import json
 import os
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -40,9 +42,10 @@ class Engine:
     """One variant of a bundle, ready to run; safe to use from several threads at once.
 
     ``threads`` is how many cores one run uses, by default all that this process may use. ``concurrent`` is for many
-    runs at once: each uses one core, and one that is `alone` uses them all. The constructor
-    verifies the files and runs the bundle's self-test; it raises BundleError if a file is damaged or the model gives
-    other logits here than where the bundle was made, MissingDependency if ONNX Runtime is missing or doubly installed.
+    runs at once: each uses one core, and one that is `alone` uses them all. ``token_s`` is how many seconds a token
+    took in runs of full length, with as many under way as may be. The constructor verifies the files and runs the
+    bundle's self-test; it raises BundleError if a file is damaged or the model gives other logits here than where the
+    bundle was made, MissingDependency if ONNX Runtime is missing or doubly installed.
     """
 
     def __init__(
@@ -97,8 +100,7 @@ class Engine:
         if not differences:
             raise BundleError(f"{self.bundle.path}: {SELF_TEST} tests nothing")
         try:
-            for alone in self._ways:  # which also takes the memory for it before the first caller is there
-                self.run([np.zeros(self.bundle.manifest.window_tokens, np.int64)], alone=alone)
+            self._warm()
         except InferenceFailed as error:
             raise BundleError(f"{self.bundle.path}: {self.variant} has no room for window_tokens: {error}") from error
         for difference in differences:
@@ -109,6 +111,19 @@ class Engine:
                     f" another model than was checked, or this processor computes it wrongly; export it here, or use"
                     f" another variant"
                 )
+
+    def _warm(self) -> None:
+        """Take the memory for as many runs of full length as may be under way at once, before the first caller comes.
+
+        Raises InferenceFailed.
+        """
+        longest = [np.zeros(self.bundle.manifest.window_tokens, np.int64)]
+        self.run(longest, alone=True)
+        runs = self.threads if self._alone is not self._session else 1
+        with ThreadPoolExecutor(runs) as pool:
+            began = time.perf_counter()
+            list(pool.map(self.run, [longest] * runs))
+            self.token_s = (time.perf_counter() - began) / len(longest[0])
 
     def _differences(self, test: Any) -> list[float]:
         """The largest difference from the expected logits, of each input of the self-test."""

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ class Writer(logging.Handler):
             content = line.encode(errors="backslashreplace")
             try:
                 while content:
+                    select.select((), (self._descriptor,), ())  # it may be one that does not wait
                     content = content[os.write(self._descriptor, content) :]
             except OSError:  # it was closed
                 pass

@@ -20,11 +20,8 @@ from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Un
 from distilqa.queue import Entry, Job, Queue, Ran
 from distilqa.windows import Window
 
-# Of how many runs the time that a token takes is the mean, in which the latest count most.
-_MEAN_RUNS = 32
-
-# How long the lanes may take to end what they run.
-_CLOSE_S = 5.0
+# How much what was learnt before counts at the next run.
+_MEMORY = 31 / 32
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +41,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._queue = Queue()
         self._running = 0
-        self._token_s = 0.0
-        self._learned = 0
+        self._run_s, self._run_tokens = engine.token_s, 1.0  # of the latest runs
         self._closed: str | None = None
         self.run_sizes: Counter[int] = Counter()
         self._lanes = [threading.Thread(target=self._lane, name=f"lane-{n}", daemon=True) for n in range(lanes)]
@@ -56,7 +52,7 @@ class Scheduler:
         """How long a request of so many windows would wait now, by the latest runs; without, until all is run."""
         with self._changed:
             tokens = self._queue.tokens if windows is None else self._queue.tokens_ahead(windows)
-            return tokens * self._token_s / len(self._lanes)
+            return tokens * self._run_s / self._run_tokens / len(self._lanes)
 
     async def run(self, windows: Sequence[Window], *, deadline: float | None = None) -> list[Ran]:
         """Queue the windows of a request and return what each gave, in order.
@@ -83,9 +79,7 @@ class Scheduler:
         """Let the lanes finish what they run, drop what is queued, and end them."""
         self._shut(reason)
         for lane in self._lanes:
-            lane.join(_CLOSE_S)
-            if lane.is_alive():
-                logger.error("a run has not ended in %g s and is left behind", _CLOSE_S)
+            lane.join()
 
     def _admit(self, windows: int, remaining_s: float | None) -> None:
         """Raises Overloaded."""
@@ -112,9 +106,10 @@ class Scheduler:
         entries: list[Entry] = []
         try:
             while entries := self._take():
-                self._run(entries, alone=self._is_alone())
+                results = self._run(entries, alone=self._is_alone())
                 with self._changed:
-                    self._running -= 1
+                    self._running -= 1  # before the callers hear of it: what one asks next may be alone
+                self._loop.call_soon_threadsafe(_deliver, results)
         except BaseException:
             logger.critical("a lane died: nothing is answered any more", exc_info=True)
             reason = "the server is broken; its log says why"
@@ -159,39 +154,37 @@ class Scheduler:
         with self._changed:
             return self._running == 1 and not self._queue.windows
 
-    def _run(self, entries: list[Entry], *, alone: bool) -> None:
+    def _run(self, entries: list[Entry], *, alone: bool) -> list[tuple[Entry, Ran | InferenceFailed]]:
         began = time.monotonic()
         try:
             logits = self._engine.run([entry.input_ids for entry in entries], alone=alone)
         except Exception as error:
             if len(entries) > 1:  # the fault may be one window's: the others must not suffer for it
-                for entry in entries:
-                    self._run([entry], alone=False)
-                return
+                return [result for entry in entries for result in self._run([entry], alone=False)]
+            with self._changed:
+                self._queue.remove(entries[0].job)
             failure = InferenceFailed("the model failed on this request")
             failure.__cause__ = error
-            self._fail(entries[0].job, failure)
-            return
+            return [(entries[0], failure)]
         took = time.monotonic() - began
-        self._learn(took / sum(len(entry.input_ids) for entry in entries))
-        ran = [
+        with self._changed:
+            self._run_s = _MEMORY * self._run_s + took
+            self._run_tokens = _MEMORY * self._run_tokens + sum(len(entry.input_ids) for entry in entries)
+        return [
             (entry, Ran(pair, began - entry.job.queued, took, len(entries)))
             for entry, pair in zip(entries, logits, strict=True)
         ]
-        self._loop.call_soon_threadsafe(_deliver, ran)
-
-    def _learn(self, token_s: float) -> None:
-        with self._changed:
-            self._learned = min(self._learned + 1, _MEAN_RUNS)
-            self._token_s += (token_s - self._token_s) / self._learned
 
     def _fail(self, job: Job, error: DistilqaError) -> None:
         self._loop.call_soon_threadsafe(_deliver_error, job, error)
 
 
-def _deliver(ran: list[tuple[Entry, Ran]]) -> None:
-    for entry, result in ran:
+def _deliver(results: list[tuple[Entry, Ran | InferenceFailed]]) -> None:
+    for entry, result in results:
         job = entry.job
+        if isinstance(result, InferenceFailed):
+            _deliver_error(job, result)
+            continue
         job.ran[entry.number] = result
         if len(job.ran) == len(job.windows) and not job.reply.done():
             job.reply.set_result([job.ran[number] for number in range(len(job.windows))])

@@ -1,6 +1,7 @@
 """The native gRPC service, `distilqa.v1.QuestionAnswering`.
 
-A permit is taken before anything is done with the bytes of a request, and parsing stays off the event loop.
+A permit is taken before anything is done with the bytes of a request; those of a stream are parsed before, for their
+id. What may take long is done by a pool of threads, off the event loop.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def handlers(calls: Calls, service: Callable[[], QuestionAnswering]) -> grpc.Gen
 
 
 class QuestionAnswering:
-    """Answers requests for one model. ``pool`` runs parsing, tokenising and decoding."""
+    """Answers requests for one model. ``pool`` runs what of parsing, tokenising and decoding may take long."""
 
     def __init__(
         self,
@@ -111,6 +112,8 @@ class QuestionAnswering:
                 async with asyncio.TaskGroup() as replies:
                     while (raw := await _read(call, room, draining)) is not None:
                         replies.create_task(self._reply(raw, call, room, writing))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
         finally:
             draining.cancel()
         if self._permits.draining.is_set():
@@ -178,9 +181,11 @@ class QuestionAnswering:
         except asyncio.CancelledError as error:
             ended(error)
             raise
+        content = reply.SerializeToString()
+        del raw, item, reply  # the caller may take its time
         async with writing:
             with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
-                await call.context.write(reply.SerializeToString())
+                await call.context.write(content)
         room.release()
 
     def _item(self, raw: bytes) -> _Item:

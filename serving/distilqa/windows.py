@@ -169,7 +169,9 @@ class Windower:
         return Passage(text, ids, places[firsts, 0][run], places[lasts, 1][run])
 
     def _encode(self, text: str) -> Encoding:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        # A batch of one, because that alone lets other threads run meanwhile: the server's event loop, say.
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return encoding
 
 
 def cut(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -121,6 +122,52 @@ class TestStart:
         signal.raise_signal(signal.SIGTERM)
         await asyncio.wait_for(running, 60)
         go_on.set()
+
+
+# A server whose model does as the code given first says.
+_CHANGED_SERVER = """
+import sys, time
+from distilqa import app
+from distilqa.cli import main
+exec(sys.argv.pop(1))
+sys.exit(main())
+"""
+
+
+def changed(change: str, bundle: Path) -> list[str]:
+    return [sys.executable, "-c", _CHANGED_SERVER, change, "serve", str(bundle), "--log-format", "json"]
+
+
+class TestStuck:
+    """What hangs does not keep the process from ending."""
+
+    def test_while_it_loads(self, bundle: Path) -> None:
+        change = "app.Engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
+        with subprocess.Popen(
+            [*changed(change, bundle), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loading\n"
+            process.send_signal(signal.SIGTERM)
+            log = entries(process)
+        assert log[-1]["message"] == "stopped"
+
+    def test_in_a_run(self, bundle: Path) -> None:
+        change = (
+            "app._CLOSE_S = 0.1; app.Scheduler._run = lambda *_, **__: print('running', flush=True) or time.sleep(600)"
+        )
+        with serving(changed(change, bundle)) as (process, address), ThreadPoolExecutor() as pool:
+            asked = pool.submit(ask, address, PASSAGE)
+            assert process.stdout is not None
+            while process.stdout.readline() != "running\n":
+                pass
+            process.send_signal(signal.SIGTERM)
+            while asyncio.run(health(address)) == SERVING:
+                pass
+            process.send_signal(signal.SIGTERM)
+            log = entries(process)
+            assert asked.result(60).startswith("UNAVAILABLE")
+        assert log[-1]["message"] == "stopped"
 
 
 class Caller:

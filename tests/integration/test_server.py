@@ -238,7 +238,7 @@ async def test_as_many_windows_wait_as_may(bundle: Path) -> None:
 
 async def test_what_cannot_be_run_in_time_is_refused_at_once(bundle: Path) -> None:
     async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
-        server._scheduler._token_s = 1.0
+        server._scheduler._run_s = server._scheduler._run_tokens
         first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
         await asyncio.to_thread(engine.began.wait)
         second = asyncio.create_task(client.answer(QUESTION, PASSAGE, timeout_s=600))

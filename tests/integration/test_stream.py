@@ -154,18 +154,37 @@ async def test_a_model_that_fails_fails_one_request(bundle: Path, caplog: pytest
 
 
 async def test_without_a_permit_a_request_is_told_when_to_come_back(bundle: Path) -> None:
-    async with held_stream(bundle, max_requests=1) as (_, engine, stream):
-        await stream.write(item("first"))
+    async with (
+        held_stream(bundle, max_requests=1) as (server, engine, stream),
+        AsyncClient(server.address) as other,
+    ):
+        held = asyncio.create_task(other.answer(QUESTION, PASSAGE))
         await asyncio.to_thread(engine.began.wait)
-        await stream.write(item("second"))
-        await stream.done_writing()
+        await stream.write(item("refused"))
         refused = await stream.read()
-        assert (refused.id, refused.status.code) == ("second", code_pb2.RESOURCE_EXHAUSTED)
+        assert (refused.id, refused.status.code) == ("refused", code_pb2.RESOURCE_EXHAUSTED)
         retry = error_details_pb2.RetryInfo()
         assert refused.status.details[0].Unpack(retry)
         assert retry.retry_delay.ToMilliseconds() >= 100
         engine.release.set()
+        await held
+        await stream.write(item("again"))
         assert (await stream.read()).response.answers[0].text == "the lazy dog"
+
+
+async def test_a_stream_alone_has_none_of_its_requests_refused(bundle: Path) -> None:
+    """It is read no faster than there are permits, which `GetModel` declares."""
+    async with (
+        held_stream(bundle, max_requests=2, stream_requests=16) as (server, engine, stream),
+        AsyncClient(server.address) as client,
+    ):
+        assert (await client.model()).max_stream_requests == 2
+        for number in range(8):
+            await stream.write(item(str(number)))
+        await stream.done_writing()
+        engine.release.set()
+        assert all([reply.response.answers async for reply in stream])
+    assert server.calls.outcomes["OK"] == 8 + 2  # the stream itself, and GetModel
 
 
 async def test_what_a_caller_who_left_has_asked_is_not_done(bundle: Path) -> None:
@@ -215,6 +234,23 @@ async def test_a_stop_finishes_what_was_read_and_then_ends_the_stream(bundle: Pa
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await stopping
+
+
+async def test_a_stop_waits_for_who_reads_slowly(bundle: Path) -> None:
+    passage = "word" * 10_000
+    async with held_stream(bundle, stream_requests=300, max_requests=300) as (server, engine, stream):
+        engine.release.set()
+        for number in range(300):
+            await stream.write(item(str(number), passage=passage))
+        while server.calls.outcomes["OK"] < 300:  # more than fits into the sockets
+            await asyncio.sleep(0.001)
+        stopping = asyncio.create_task(server.stop(60))
+        await asyncio.sleep(0.2)  # in which nothing would keep it
+        assert not stopping.done()
+        replies = [await stream.read() for _ in range(300)]
+        assert all(reply.response.answers[0].text == passage for reply in replies)
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
         await stopping
 
 

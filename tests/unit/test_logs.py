@@ -90,15 +90,42 @@ def _read_all(descriptor: int) -> bytes:
     return b"".join(iter(lambda: os.read(descriptor, 100_000), b""))
 
 
-def test_an_end_that_nobody_reads(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_does_not_block_loses_nothing(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stderr is once a program on the same terminal has made it so."""
+    monkeypatch.setattr(logs, "_LAST_S", 20.0)
+    read, write = pipe
+    os.set_blocking(write, False)
+    with ThreadPoolExecutor(1) as pool:
+        with logging_to(write, form="json", level="info"):
+            for number in range(100):
+                logger.info("%d %s", number, "x" * 10_000)
+            (writer,) = (one for one in logging.getLogger().handlers if isinstance(one, logs.Writer))
+            while writer._lines.qsize() > 95:  # until it is full
+                time.sleep(0.001)
+            reading = pool.submit(_read_all, read)
+        os.close(write)
+        entries = [json.loads(line) for line in reading.result(timeout=20).splitlines()]
+    assert [int(entry["message"].split()[0]) for entry in entries] == list(range(100))
+
+
+def test_an_end_that_nobody_reads_does_not_wait_for_it(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_LAST_S", 0.01)
     with logging_to(pipe[1], form="json", level="info"):
         for _ in range(100):
             logger.info("x" * 10_000)
-    os.close(pipe[0])  # and lets the thread end
+        (writer,) = (one for one in logging.getLogger().handlers if isinstance(one, logs.Writer))
+    assert writer._thread.is_alive()
+    os.close(pipe[0])
+    writer._thread.join(20)
+    assert not writer._thread.is_alive()
 
 
-def test_a_closed_stderr(pipe: tuple[int, int]) -> None:
+def test_after_a_closed_stderr_the_writer_goes_on(pipe: tuple[int, int]) -> None:
     os.close(pipe[1])
     with logging_to(pipe[1], form="console", level="info"):
-        logger.info("to nobody")
+        (writer,) = (one for one in logging.getLogger().handlers if isinstance(one, logs.Writer))
+        for _ in range(2):
+            logger.info("to nobody")
+            while writer._lines.qsize():
+                time.sleep(0.001)
+        assert writer._thread.is_alive()

@@ -122,7 +122,7 @@ async def test_who_is_refused_is_told_when_to_come_back(caplog: pytest.LogCaptur
     assert detail.Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1235
     assert trailing["grpc-status-details-bin"] == to_status(error).SerializeToString()
-    assert fields(caplog)["outcome"] == "RESOURCE_EXHAUSTED max_requests"
+    assert (fields(caplog)["outcome"], fields(caplog)["limit"]) == ("RESOURCE_EXHAUSTED", "max_requests")
 
 
 @pytest.mark.parametrize(
