@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server, at an address."""
+    """A server, at an address; ``ended`` is filled when it has stopped, with how many calls ended how, by its count."""
 
     address: str
     pid: int
+    ended: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
 def server(bundle: Path) -> Iterator[Running]:
-    """`distilqa serve` with its default settings, in a process of its own."""
-    command = [sys.executable, "-m", "distilqa", "serve", str(bundle), "--port", "0", "--log-level", "error"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    """`distilqa serve` with its default settings, in a process of its own, which logs each call to a file."""
+    command = [sys.executable, "-m", "distilqa", "serve", str(bundle), "--port", "0", "--log-format", "json"]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         try:
             assert process.stdout is not None
             found = re.search(r" on (\S+)\. ", process.stdout.readline())
-            assert found, "the server did not start"
+            if not found:
+                log.seek(0)
+                raise RuntimeError(f"the server did not start: {log.read()}")
             threading.Thread(target=process.stdout.read, daemon=True).start()
-            yield Running(found[1], process.pid)
+            running = Running(found[1], process.pid)
+            yield running
         finally:
             process.terminate()
+            process.wait()
+        log.seek(0)
+        *_, last = log
+        running.ended.update(json.loads(last)["ended"])
 
 
 def cpu_s(pid: int) -> float:

@@ -209,7 +209,8 @@ class Bundle:
             text = (path / MANIFEST).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:  # it is not UTF-8, or the path has a NUL
             hint = "; it looks like a checkpoint: distilqa export makes a bundle of one" if _is_checkpoint(path) else ""
-            raise BundleError(f"{path} is not a bundle: {error}{hint}") from error
+            problem = f"{MANIFEST}: {error.strerror}" if isinstance(error, OSError) and error.strerror else error
+            raise BundleError(f"{path} is not a bundle: {problem}{hint}") from error
         return cls(path, Manifest.from_json(text))
 
     def verified(self, name: str) -> Path:

@@ -99,7 +99,7 @@ class QuestionAnswering:
     async def answer(self, raw: bytes, call: Call) -> bytes:
         """``Answer``."""
         self._check_size(len(raw))
-        response = await self._answer(len(raw), partial(parse, pb.AnswerRequest, raw), call)
+        response = await self._answer(len(raw), lambda: parse(pb.AnswerRequest, raw), call)
         return response.SerializeToString()
 
     async def answer_stream(self, call: Call) -> None:
@@ -149,16 +149,18 @@ class QuestionAnswering:
             ),
         ).SerializeToString()
 
-    async def _answer(self, size: int, parse: Callable[[], pb.AnswerRequest], call: Call) -> pb.AnswerResponse:
-        """Permit, tokenise, run, decode."""
+    async def _answer(self, size: int, read: Callable[[], pb.AnswerRequest], call: Call) -> pb.AnswerResponse:
+        """Permit, read, tokenise, run, decode."""
         with self._permits.hold(size):
             idle = self._permits.requests == 1 and size <= _SMALL_BYTES
-            request, tokenized, tokenize_s = await self._work(partial(self._prepare, parse), here=idle)
+            request, tokenized, tokenize_s = await self._work(partial(self._prepare, read), here=idle)
             ran = await self._scheduler.run(tokenized.windows, deadline=call.deadline)
             respond = partial(self._respond, request, tokenized, ran, tokenize_s)
             response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
         timings = response.timings
-        call.log.update(windows=timings.windows, queue_seconds=round(timings.queue_seconds, 6))
+        call.log["windows"] = timings.windows
+        for step in ("tokenize_seconds", "queue_seconds", "inference_seconds"):
+            call.log[step] = round(getattr(timings, step), 6)
         return response
 
     async def _work(self, work: Callable[[], _Result], *, here: bool) -> _Result:
@@ -172,7 +174,7 @@ class QuestionAnswering:
         item = _Item("", InvalidRequest("request", "was not read"))
         try:
             item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
-            response = await self._answer(len(raw), item.parse, call)
+            response = await self._answer(len(raw), item.read, call)
             reply = pb.AnswerStreamResponse(id=item.id, response=response)
             ended(None)
         except Exception as error:
@@ -197,9 +199,9 @@ class QuestionAnswering:
             return _Item(stream_id(raw)[:_MAX_ID_CHARACTERS], error)
         return _Item(item.id, item.request)
 
-    def _prepare(self, parse: Callable[[], pb.AnswerRequest]) -> tuple[pb.AnswerRequest, Tokenized, float]:
+    def _prepare(self, read: Callable[[], pb.AnswerRequest]) -> tuple[pb.AnswerRequest, Tokenized, float]:
         began = time.monotonic()
-        request = parse()
+        request = read()
         self._check_model(request.model, request.version)
         if len(request.passages) > self._limits.passages:
             raise InvalidRequest("passages", f"are {len(request.passages)}, the limit is {self._limits.passages}")
@@ -261,7 +263,8 @@ class _Item:
     id: str
     content: pb.AnswerRequest | InvalidRequest
 
-    def parse(self) -> pb.AnswerRequest:
+    def read(self) -> pb.AnswerRequest:
+        """The request. Raises what is wrong with it."""
         if isinstance(self.content, InvalidRequest):
             raise self.content
         return self.content

@@ -62,11 +62,12 @@ class Call:
         now, remaining_s = time.monotonic(), context.time_remaining()
         sent = [str(value) for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
         request_id = sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else uuid.uuid4().hex
-        return cls(context, request_id, now, None if remaining_s is None else now + remaining_s, {})
+        deadline = None if remaining_s is None else now + remaining_s
+        return cls(context, request_id, now, deadline, {"peer": context.peer()})
 
     def item(self) -> Self:
         """A request of this stream, which begins now."""
-        return replace(self, began=time.monotonic(), log={})
+        return replace(self, began=time.monotonic(), log=dict(self.log))
 
 
 class Calls:

@@ -252,7 +252,7 @@ async def test_what_cannot_be_run_in_time_is_refused_at_once(bundle: Path) -> No
 
 
 def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
-    """Of an answered call, a refused one, and one that the model failed on: the last with a traceback."""
+    """Of an answered call, a refused one, and a stream."""
     texts = ("Who is Xenophon?", "Xenophon keeps a secret.")
     with (
         serving([*CLI, "serve", str(bundle), "--log-format", "json"]) as (process, address),
@@ -277,6 +277,9 @@ def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
     ]
     assert calls[0]["request_id"] == "mine-1"
     assert (calls[0]["windows"], calls[1]["field"]) == (1, "top_k")
+    assert all(entry["peer"].startswith("ipv4:127.0.0.1:") for entry in calls)
+    steps = sum(calls[0][f"{step}_seconds"] for step in ("tokenize", "queue", "inference"))
+    assert 0 < steps < calls[0]["seconds"]
     assert len({entry["request_id"] for entry in calls}) == 3
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from itertools import count
 from typing import cast
 
 import numpy as np
@@ -98,23 +97,23 @@ def test_tokens_ahead(windows: int, tokens: int) -> None:
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 6)), min_size=1, max_size=30))
 def test_no_window_waits_without_bound(arrivals: list[tuple[int, int]]) -> None:
     """The k-th window of a job begins after at most k runs of each job that waits at the same time, whoever comes."""
-    queue, runs, most = Queue(), count(), 0
+    queue, run = Queue(), 0
     waiting: dict[Job, int] = {}
     arrived: dict[Job, int] = {}
+    most: dict[Job, int] = {}  # that waited at once while this one did
     arrivals = list(arrivals)
-    run = 0
     while arrivals or waiting:
         if arrivals and (not waiting or arrivals[0][1] == 0):
             windows, _ = arrivals.pop(0)
             one = job(*[9] * windows)
             queue.put(one)
             waiting[one], arrived[one] = windows, run
-            most = max(most, len(waiting))
+            most |= {job: max(most.get(job, 0), len(waiting)) for job in waiting}
             continue
         entry = queue.take()
         assert entry is not None
-        assert run - arrived[entry.job] < (entry.number + 1) * most
-        run = next(runs) + 1
+        assert run - arrived[entry.job] < (entry.number + 1) * most[entry.job]
+        run += 1
         waiting[entry.job] -= 1
         if not waiting[entry.job]:
             del waiting[entry.job]

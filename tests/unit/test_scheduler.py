@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS
-from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Overloaded, Unavailable
+from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded, Unavailable
 from distilqa.queue import Ran
 from distilqa.scheduler import Scheduler
 from distilqa.spans import Logits
@@ -425,6 +425,16 @@ class TestAdmission:
         await finished(book, sentence, in_time)
         assert engine.runs == [(n,) for n in (1, 6, 7, 2, 3, 4, 5)]
 
+    async def test_before_the_first_run_the_engine_says_how_long_one_takes(
+        self, schedulers: Callable[[int], Scheduler], engine: FakeEngine
+    ) -> None:
+        engine.token_s = 0.1
+        scheduler = schedulers(1)
+        async with busy(scheduler, engine):
+            (task,) = await queued(scheduler.run([window(1, 100)]))
+            assert scheduler.wait_s() == pytest.approx(10.0)
+        await finished(task)
+
     async def test_an_idle_server_tries(self, scheduler: Scheduler, engine: FakeEngine, clock: list[float]) -> None:
         """However long the last run took: nothing is before it."""
         gate = engine.hold(0)
@@ -504,7 +514,7 @@ class TestClose:
         await gate.reached()
         closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
         for dropped in await finished(*waiting):
-            assert isinstance(dropped, DistilqaError | asyncio.CancelledError)
+            assert isinstance(dropped, Unavailable)
         assert not closing.done()
         gate.open()
         assert labels((await finished(running))[0]) == [1]
