@@ -113,17 +113,20 @@ class Engine:
                 )
 
     def _warm(self) -> None:
-        """Take the memory for as many runs of full length as may be under way at once, before the first caller comes.
+        """Take the memory for as many of the largest runs as may be under way at once, before the first caller comes.
 
         Raises InferenceFailed.
         """
-        longest = [np.zeros(self.bundle.manifest.window_tokens, np.int64)]
+        tokens = self.bundle.manifest.window_tokens
+        longest = [np.zeros(tokens, np.int64)]
+        shared = [np.zeros(min(tokens, SHARED_RUN_TOKENS), np.int64)] * SHARED_RUN_WINDOWS
         self.run(longest, alone=True)
         runs = self.threads if self._alone is not self._session else 1
         with ThreadPoolExecutor(runs) as pool:
+            list(pool.map(self.run, [shared] * runs))
             began = time.perf_counter()
             list(pool.map(self.run, [longest] * runs))
-            self.token_s = (time.perf_counter() - began) / len(longest[0])
+            self.token_s = (time.perf_counter() - began) / tokens
 
     def _differences(self, test: Any) -> list[float]:
         """The largest difference from the expected logits, of each input of the self-test."""
