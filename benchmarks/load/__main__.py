@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,12 @@ def main() -> None:
         print(f"\n{part}\n\n{PARTS[part].report(found)}", flush=True)
         measured[part] = found
     if arguments.json:
-        arguments.json.write_text(json.dumps(measured, indent=1, default=asdict) + "\n")
+        arguments.json.write_text(json.dumps(measured, indent=1, default=attributes) + "\n")
+
+
+def attributes(found: Any) -> dict[str, Any]:
+    """What was measured, a dataclass, for JSON. (Of Counters in it, `dataclasses.asdict` would make something else.)"""
+    return {field.name: getattr(found, field.name) for field in fields(found)}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
+from benchmarks.load.__main__ import attributes
 from benchmarks.load.overload import Load, Overload, report
 
 from distilqa.settings import ServerSettings
@@ -14,6 +16,14 @@ def load(answered: int, refused: int, in_time: int, **others: int) -> Load:
     ends = Counter({"OK": answered, "RESOURCE_EXHAUSTED": refused, **others})
     latencies = [number / 100 for number in range(answered, 0, -1)]
     return Load(10.0, 12.0, ends.total(), in_time, ends, latencies, [0.5] * answered, 20.0, 1.0)
+
+
+def test_all_that_was_measured_is_in_the_json() -> None:
+    found = Overload(load(3, 2, 1), load(1, 0, 0), {"OK": 4})
+    stored = json.loads(json.dumps({"overload": found}, default=attributes))["overload"]
+    assert stored["server_ended"] == {"OK": 4}
+    assert stored["peak"]["ends"] == {"OK": 3, "RESOURCE_EXHAUSTED": 2}
+    assert stored["peak"]["latencies_s"] == [0.03, 0.02, 0.01]
 
 
 def test_quantiles_are_those_of_sorted_latencies() -> None:
