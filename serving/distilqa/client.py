@@ -23,7 +23,7 @@ try:
     from distilqa.call import Call
     from distilqa.channel import open_channels
     from distilqa.messages import Model, Outcome, Request, read_answers, read_model, to_message
-    from distilqa.statuses import REQUEST_ID
+    from distilqa.statuses import REQUEST_ID, REQUEST_ID_FORM
     from distilqa.streams import AsyncStream, Exchange, Stream
     from distilqa_protos.v1 import SERVICE
     from distilqa_protos.v1 import question_answering_pb2 as pb
@@ -297,7 +297,7 @@ def _token(token: str) -> str:
 
 def _request_id(request_id: str) -> str:
     """Raise InvalidRequest for what the server would not take for an id."""
-    if not isinstance(request_id, str) or not re.fullmatch("[!-~]{1,128}", request_id):
+    if not isinstance(request_id, str) or not REQUEST_ID_FORM.fullmatch(request_id):
         raise InvalidRequest("request_id", f"is {request_id!r}, must be 1 to 128 printable ASCII characters, no spaces")
     return request_id
 

@@ -28,7 +28,7 @@ from google.rpc import error_details_pb2, status_pb2
 from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, InvalidRequest, Overloaded
 
 REQUEST_ID = "x-request-id"
-_REQUEST_ID = re.compile("[!-~]{1,128}")
+REQUEST_ID_FORM = re.compile("[!-~]{1,128}")
 
 # Of an error, which may quote the caller, as trailers carry it; more of them gRPC's clients refuse at random.
 _MAX_MESSAGE_BYTES = 2000
@@ -61,7 +61,7 @@ class Call:
     def of(cls, context: Context) -> Self:
         now, remaining_s = time.monotonic(), context.time_remaining()
         sent = [str(value) for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
-        request_id = sent[0] if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]) else uuid.uuid4().hex
+        request_id = sent[0] if len(sent) == 1 and REQUEST_ID_FORM.fullmatch(sent[0]) else uuid.uuid4().hex
         deadline = None if remaining_s is None else now + remaining_s
         return cls(context, request_id, now, deadline, {"peer": context.peer()})
 

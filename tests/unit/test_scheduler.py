@@ -250,6 +250,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+async def run_for(seconds: float, scheduler: Scheduler, engine: FakeEngine, clock: list[float]) -> None:
+    """A run of one window that takes so long."""
+    gate = engine.hold(0)
+    (task,) = await queued(scheduler.run([window(0)]))
+    await gate.reached()
+    clock[0] += seconds
+    gate.open()
+    await finished(task)
+    engine.runs.clear()
+
+
 class TestLeaving:
     async def test_cancelled_callers_windows_are_never_run(self, scheduler: Scheduler, engine: FakeEngine) -> None:
         async with busy(scheduler, engine):
@@ -407,13 +418,7 @@ class TestAdmission:
         self, scheduler: Scheduler, engine: FakeEngine, clock: list[float]
     ) -> None:
         """By the runs before it: here one took 3 s."""
-        gate = engine.hold(0)
-        (task,) = await queued(scheduler.run([window(0)]))
-        await gate.reached()
-        clock[0] += 3.0
-        gate.open()
-        await finished(task)
-        engine.runs.clear()
+        await run_for(3.0, scheduler, engine, clock)
         async with busy(scheduler, engine):
             book, sentence = await queued(scheduler.run([window(n) for n in range(1, 6)]), scheduler.run([window(6)]))
             waits = [scheduler.wait_s(), scheduler.wait_s(1), scheduler.wait_s(2)]
@@ -437,12 +442,7 @@ class TestAdmission:
 
     async def test_an_idle_server_tries(self, scheduler: Scheduler, engine: FakeEngine, clock: list[float]) -> None:
         """However long the last run took: nothing is before it."""
-        gate = engine.hold(0)
-        (task,) = await queued(scheduler.run([window(0)]))
-        await gate.reached()
-        clock[0] += 3.0
-        gate.open()
-        await finished(task)
+        await run_for(3.0, scheduler, engine, clock)
         assert labels(await asyncio.wait_for(scheduler.run([window(1)], deadline=clock[0] + 0.1), GUARD_S)) == [1]
 
 
