@@ -16,7 +16,6 @@ from distilqa.messages import read_error, unknown_status
 
 # How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
 _NOT_CONNECTED = "failed to connect to all addresses"
-_REFUSED = "Connection refused"  # nobody is there, whether with TLS or without
 _PLAIN_HINT = "; this client does not use TLS: does the server?"
 _TLS_HINT = "; this client uses TLS: does the server, with a certificate that is trusted here?"
 
@@ -68,6 +67,6 @@ class Call:
             return DeadlineExceeded(self.late if said in ("", _DEADLINE_EXCEEDED) else f"{self.late}: {said}")
         if isinstance(error, Unavailable) and self.is_closed():
             return Unavailable("the client was closed during the call")
-        if isinstance(error, Unavailable) and said.startswith(_NOT_CONNECTED) and not said.endswith(_REFUSED):
+        if isinstance(error, Unavailable) and said.startswith(_NOT_CONNECTED):
             return Unavailable(f"{said}{_TLS_HINT if self.tls else _PLAIN_HINT}")
         return error
