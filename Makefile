@@ -1,13 +1,15 @@
-# Everything a checkout needs: one .venv, made by `make setup`. PIP_FLAGS goes to pip, e.g. an --extra-index-url.
+# Everything a checkout needs: one .venv, made by `make setup`. PIP_FLAGS goes to pip, e.g. an --extra-index-url;
+# BENCH_FLAGS to `python -m benchmarks`.
 PYTHON ?= python3
 PIP_FLAGS ?=
 CHECKPOINT ?= models/distilbert-384-squad
 BUNDLE ?= build/bundle
+BENCH_FLAGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup serve test lint bundle protos
+.PHONY: setup serve test lint bundle bench bench-full protos
 
 setup: $(READY)
 
@@ -32,6 +34,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks --quick $(BENCH_FLAGS)
+
+bench-full: setup
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \

@@ -34,8 +34,9 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import create_calibrator
 
 from benchmarks import models
-from benchmarks.kernels import environment, open_stock
-from distilqa.engine import open_session, usable_cores
+from benchmarks.environment import machine
+from benchmarks.systems import onnxruntime
+from distilqa.engine import open_session
 from distilqa.evaluation import Evaluation, Question, read_questions
 from distilqa.progress import ProgressBar
 from distilqa.windows import Int64, Tokenized, Windower
@@ -105,7 +106,7 @@ class Workshop:
         """What a recipe writes, as ONNX Runtime opens it by default, with its own fusions."""
         path = self._file()
         quantize(path)
-        run = open_stock(path, threads=1)
+        run = onnxruntime(path, threads=1)
         return Contender(lambda windows: run(np.stack(windows)), path)
 
     def _file(self) -> Path:
@@ -284,7 +285,7 @@ def report(found: Mapping[str, Evaluation], sizes: Mapping[str, int], times: Map
         size, spent = f"{sizes[name] / 1e6:.1f}", f"{times[name]:.2f}"
         rows.append(f"| {name} | {one.exact_match:.2f} | {one.f1:.2f} | {lost} | {moved} | {size} | {spent} |")
     columns = ("", "exact match", "F1", "F1 lost (95 % interval)", "answers elsewhere", "MB", "time of a run")
-    setting = f"{environment()['cpu']}, {usable_cores()} cores, {len(fp32.questions):,} questions"
+    setting = f"{machine()}, {len(fp32.questions):,} questions"
     return "\n".join([setting, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
 
 

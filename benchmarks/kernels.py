@@ -1,169 +1,178 @@
-"""How fast one run of the model is, by length: ``python -m benchmarks.kernels``.
+"""How fast one run of the model is, by length and by windows in it, against what else runs it on a CPU.
 
-Contenders, at the target's shape on one thread: PyTorch fp32 (bert-base and DistilBERT), the plain ONNX export, the
-stock int8 recipe, and the bundle's variants. They run one after another in rounds, in one process, so that a slow spell
-of the machine meets all of them; what counts is the median over the rounds of the ratio within a round.
-
-PyTorch gets glibc's allocator tuned (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), without which it spends up to
-half its time in page faults; the whole process runs under that setting.
+The systems open the same checkpoint: the variants of a bundle; the plain export in ONNX Runtime as that opens it by
+default; the stock int8 recipes, optimum's and ONNX Runtime's own; OpenVINO with the plain export in fp32 and with int8
+by NNCF. Beside them run bare products of the processor, in 8 bits and in fp32.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
+import math
 import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from benchmarks import models
+from benchmarks.race import Raced, Ratio, race, ratio, seconds
+from benchmarks.setting import Setting
+from benchmarks.systems import MATMUL, PRODUCTS
+from benchmarks.tables import Target, faster, milliseconds, plural, spread, table
+from benchmarks.worker import Shape, System
 from distilqa.bundle import Bundle
-from distilqa.engine import import_onnxruntime, open_session, run_session
-from distilqa_export.speed import processor
 
-LENGTHS = (8, 16, 32, 64, 128, 256, 384, 512)
-OURS, STOCK = "cpu-int8", "stock int8"
+OURS = "cpu-int8"
+OPTIMUM, ONNXRUNTIME = "optimum int8", "ONNX Runtime int8"
+OPENVINO = ("OpenVINO int8", "OpenVINO int8, rest fp32")
+PLAIN = "ONNX Runtime fp32"
 
-# Least speed-up of ours over the stock recipe by length; at any other length it must not be slower.
-TARGETS = {128: 1.15, 384: 1.25}
+LENGTHS, QUICK_LENGTHS = (8, 16, 32, 64, 128, 256, 384, 512), (16, 64, 128, 384)
+BATCHES, BATCH_LENGTHS = (2, 4, 8), (16, 64, 128, 384)
 
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+# Least speed-up of cpu-int8 over optimum's recipe by shape; nowhere may it be slower, and nowhere than OpenVINO's int8.
+TARGETS = {"1x128": 1.15, "1x384": 1.3}
+MATMUL_SHAPE, MATMUL_TARGET = Shape(1, 128), 0.75
 
-Run = Callable[[np.ndarray], Any]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description="Time one run, by length.")
-    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="in tokens")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
-    arguments = parser.parse_args()
-    if not _ALLOCATOR.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.kernels", *sys.argv[1:]], os.environ | _ALLOCATOR)
-
-    contenders = {} if arguments.no_torch else torch_contenders(arguments.threads)
-    contenders |= onnx_contenders(arguments.threads)
-    samples = {length: measure(contenders, length, arguments.rounds) for length in arguments.lengths}
-    print(report(samples, arguments.threads))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": environment(), "samples_s": samples}, indent=1) + "\n")
+_STREAMED = " of many weights"
+_BARE_OPERATIONS = 2 * math.prod(MATMUL) * PRODUCTS
 
 
-def torch_contenders(threads: int) -> dict[str, Run]:
-    """PyTorch fp32 with scaled-dot-product attention, in inference mode; bert-base has seeded random weights."""
-    import torch
-    from transformers import BertConfig, BertForQuestionAnswering, DistilBertForQuestionAnswering
+class Kernels(TypedDict):
+    """``lengths``, one window a run, and ``products`` are by threads; ``batches`` on one thread."""
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    operations_per_token: int
+    lengths: list[Raced]
+    products: list[Raced]
+    batches: Raced
 
-    def run(model: torch.nn.Module) -> Run:
-        model.eval()
 
-        def forward(ids: np.ndarray) -> object:
-            with torch.inference_mode():
-                return model(input_ids=torch.from_numpy(ids))
-
-        return forward
-
-    return {
-        "PyTorch fp32, bert-base": run(BertForQuestionAnswering(BertConfig())),
-        "PyTorch fp32, DistilBERT": run(DistilBertForQuestionAnswering.from_pretrained(models.wide_checkpoint())),
+def measure(setting: Setting) -> Kernels:
+    checkpoint = setting.distilbert_checkpoint
+    bundle = models.bundle(checkpoint)
+    manifest = Bundle.open(bundle).manifest
+    systems = {name: System("bundled", bundle / variant.file) for name, variant in manifest.variants.items()}
+    systems |= {
+        PLAIN: System("onnxruntime", models.plain_onnx(checkpoint)),
+        OPTIMUM: System("onnxruntime", models.optimum_int8(checkpoint)),
+        ONNXRUNTIME: System("onnxruntime", models.onnxruntime_int8(checkpoint)),
+        "OpenVINO fp32": System("openvino_fp32", models.openvino_fp32(checkpoint)),
+        OPENVINO[0]: System("openvino", models.openvino_int8(checkpoint)),
+        OPENVINO[1]: System("openvino_fp32", models.openvino_int8(checkpoint)),
     }
-
-
-def onnx_contenders(threads: int) -> dict[str, Run]:
-    """The plain export and the stock int8 recipe as ONNX Runtime loads them by default, and our variants."""
-
-    def ours(variant: str) -> Run:
-        bundle = Bundle.open(models.wide_bundle())
-        session = open_session(bundle.verified(bundle.variant(variant)[1].file), threads=threads)
-        return lambda ids: run_session(session, ["input_ids"], list(ids))
-
-    return {
-        "ORT fp32, plain export": open_stock(models.plain_onnx(), threads),
-        "cpu-fp32": ours("cpu-fp32"),
-        STOCK: open_stock(models.stock_int8(), threads),
-        OURS: ours(OURS),
+    products = {OURS: systems[OURS]} | {
+        f"{precision} product{of}": System(f"matmul_{precision}{kind}", checkpoint)
+        for precision in ("int8", "fp32")
+        for of, kind in (("", ""), (_STREAMED, "_streamed"))
     }
+    shape = manifest.architecture
+    lengths, batches = _shapes(setting, shape.positions)
 
-
-def open_stock(path: Path, threads: int) -> Run:
-    """A model as ONNX Runtime opens it by default, with its own fusions; takes (windows, length) ids."""
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    masked = "attention_mask" in [node.name for node in session.get_inputs()]
-    return lambda ids: session.run(None, {"input_ids": ids} | ({"attention_mask": np.ones_like(ids)} if masked else {}))
-
-
-def measure(contenders: dict[str, Run], length: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, on one window of that many tokens."""
-    generator = np.random.default_rng(0)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-1, rounds):  # the first is the warm-up
-        ids = generator.integers(1000, 30000, (1, length))
-        for name, run in contenders.items():
-            began = time.perf_counter()
-            run(ids)
-            if number >= 0:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def report(samples: dict[int, dict[str, list[float]]], threads: int) -> str:
-    """Markdown: median milliseconds by length, then the speed-up over the stock recipe and its spread."""
-    lengths = list(samples)
-    head = (
-        "| ms, median | " + " | ".join(f"1x{length}" for length in lengths) + " |\n" + "|---" * (len(lengths) + 1) + "|"
-    )
-    rows = [
-        f"| {name} | " + " | ".join(f"{statistics.median(samples[n][name]) * 1e3:.1f}" for n in lengths) + " |"
-        for name in samples[lengths[0]]
-    ]
-    verdicts = []
-    for length in lengths:
-        ratios = [s / o for s, o in zip(samples[length][STOCK], samples[length][OURS], strict=True)]
-        low, median, high = np.percentile(ratios, [25, 50, 75])
-        target = TARGETS.get(length, 1.0)
-        met = "yes" if median >= target else "NO"
-        verdicts.append(f"| 1x{length} | {median:.2f} | {low:.2f} to {high:.2f} | {target:.2f} | {met} |")
-    return "\n".join(
-        [
-            f"{environment()['cpu']}, {threads} thread{'s' if threads > 1 else ''},"
-            f" onnxruntime {environment()['onnxruntime']}, {len(samples[lengths[0]][OURS])} rounds",
-            "",
-            head,
-            *rows,
-            "",
-            f"| {OURS} against {STOCK} | median ratio | middle half | at least | met |",
-            "|---|---|---|---|---|",
-            *verdicts,
+    def by_threads(name: str, contenders: Mapping[str, System], shapes: Sequence[Shape]) -> list[Raced]:
+        return [
+            race(f"{name}, {plural(count, 'thread')}", contenders, shapes, threads=count, rounds=setting.rounds)
+            for count in setting.threads
         ]
+
+    return Kernels(
+        operations_per_token=2 * shape.layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.feed_forward),
+        lengths=by_threads("by length", systems, lengths),
+        products=by_threads("bare products", products, [MATMUL_SHAPE]),
+        batches=race(
+            "by windows in a run",
+            {name: system for name, system in systems.items() if "int8" in name},
+            batches,
+            threads=1,
+            rounds=setting.rounds,
+        ),
     )
 
 
-def environment() -> dict[str, str]:
-    """What the numbers were measured on."""
-    return {
-        "cpu": processor(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        "onnxruntime": import_onnxruntime().__version__,
-        "numpy": np.__version__,
-    }
+def _shapes(setting: Setting, positions: int) -> tuple[list[Shape], list[Shape]]:
+    """Of one window, and of more in a run."""
+    if setting.tiny:
+        return [Shape(1, 8), Shape(1, 16)], [Shape(2, 8)]
+    if setting.quick:
+        return [Shape(1, length) for length in QUICK_LENGTHS], [Shape(8, 16), Shape(8, 64)]
+    lengths = [Shape(1, length) for length in LENGTHS if length <= positions]
+    return lengths, [Shape(windows, length) for length in BATCH_LENGTHS for windows in BATCHES]
 
 
-if __name__ == "__main__":
-    main()
+def share_of_products(found: Kernels, raced: Raced, products: str) -> float:
+    """The rate of cpu-int8's matmuls by weights in a run of `MATMUL_SHAPE`, as a share of that of bare products.
+
+    The median over the rounds. All of a run's time counts, whatever it is spent on.
+    """
+    samples = raced["samples_s"][str(MATMUL_SHAPE)]
+    run = found["operations_per_token"] * MATMUL_SHAPE.tokens
+    return run / _BARE_OPERATIONS * ratio(samples[OURS], samples[products])["median"]
+
+
+def targets(found: Kernels) -> list[Target]:
+    """What was asked of cpu-int8 against other int8 models, and against the processor."""
+    asked = []
+    for raced in found["lengths"]:
+        threads = plural(raced["threads"], "thread")
+        against = {shape: ratio(samples[OURS], samples[OPTIMUM]) for shape, samples in raced["samples_s"].items()}
+        for shape in (shape for shape in TARGETS if shape in against):
+            asked.append(faster(f"{OURS} against {OPTIMUM}, {shape}, {threads}", against[shape], TARGETS[shape]))
+        asked.append(_slowest(OPTIMUM, against, threads))
+        against = {shape: _against_openvino(samples)[1] for shape, samples in raced["samples_s"].items()}
+        asked.append(_slowest("OpenVINO int8", against, threads))
+    for raced in found["products"]:
+        threads = plural(raced["threads"], "thread")
+        for name in ("int8 product", f"int8 product{_STREAMED}"):
+            share = share_of_products(found, raced, name)
+            measure = f"{OURS} at {MATMUL_SHAPE} as a share of the rate of the {name}, {threads}"
+            asked.append(Target(measure, f"{share:.0%}", f"at least {MATMUL_TARGET:.0%}", share >= MATMUL_TARGET))
+    return asked
+
+
+def _slowest(rival: str, against: Mapping[str, Ratio], threads: str) -> Target:
+    shape = min(against, key=lambda shape: against[shape]["median"])
+    return faster(f"{OURS} against {rival}, where it is slowest: {shape}, {threads}", against[shape], 1)
+
+
+def _against_openvino(samples: Mapping[str, Sequence[Sequence[float]]]) -> tuple[str, Ratio]:
+    """The faster of OpenVINO's two ways to run an int8 model."""
+    best = min(OPENVINO, key=lambda name: statistics.median(seconds(samples[name])))
+    return best, ratio(samples[OURS], samples[best])
+
+
+def report(found: Kernels) -> str:
+    """Markdown: times and ratios by length and threads, then bare products, then batches."""
+    blocks = []
+    for raced in found["lengths"]:
+        threads = plural(raced["threads"], "thread")
+        blocks += [_times(raced, f"ms, {threads}"), _against(raced, f"cpu-int8, {threads}, against")]
+    blocks += [_products(found, raced) for raced in found["products"]]
+    blocks += [_times(found["batches"], "ms, 1 thread"), _against(found["batches"], "cpu-int8, 1 thread, against")]
+    return "\n\n".join(blocks)
+
+
+def _times(raced: Raced, title: str) -> str:
+    shapes = list(raced["samples_s"])
+    rows = [
+        [name, *(milliseconds(raced["samples_s"][shape][name]) for shape in shapes)]
+        for name in raced["samples_s"][shapes[0]]
+    ]
+    return table([title, *shapes], rows)
+
+
+def _against(raced: Raced, title: str) -> str:
+    shapes = raced["samples_s"].items()
+    rows = [
+        [OPTIMUM, *(spread(ratio(samples[OURS], samples[OPTIMUM])) for _, samples in shapes)],
+        ["the faster OpenVINO int8", *(spread(_against_openvino(samples)[1]) for _, samples in shapes)],
+    ]
+    return table([title, *raced["samples_s"]], rows)
+
+
+def _products(found: Kernels, raced: Raced) -> str:
+    rows, depth, columns = MATMUL
+    samples = raced["samples_s"][str(MATMUL_SHAPE)]
+    lines = []
+    for name in (name for name in samples if name != OURS):
+        rate = _BARE_OPERATIONS / statistics.median(seconds(samples[name])) / 1e9
+        share = f"{share_of_products(found, raced, name):.0%}" if name.startswith("int8") else ""
+        lines.append([name, f"{rate:.0f}", share])
+    title = f"{rows} x {depth} by {depth} x {columns}, {plural(raced['threads'], 'thread')}"
+    return table([title, "10^9 operations/s", f"cpu-int8 at {MATMUL_SHAPE} reaches"], lines)

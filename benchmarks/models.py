@@ -1,25 +1,37 @@
 """The models that are measured, made once and kept under ``build/benchmarks``.
 
 Speed depends on a model's shape and not on its values, so the target's cost is measured on the shipped checkpoint
-widened to the target's exact shape (66,364,418 parameters), which needs no download and gives real answers.
+widened to the target's exact shape (66,364,418 parameters), which needs no download and gives real answers, and
+bert-base's on random weights. Either may be a checkpoint that the caller has.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINT = ROOT / "models" / "distilbert-384-squad"
 CACHE = ROOT / "build" / "benchmarks"
 
+# So much text will do where only speed is measured, which depends on no value.
+_ASKED_PASSAGES, _CALIBRATION_PASSAGES = 2, 20
 
-def wide_checkpoint() -> Path:
-    """The shipped checkpoint at the target's shape, as a folder."""
+
+def distilbert(given: str | None = None) -> Path:
+    """The folder of a checkpoint: of that one, a folder or a hub id, or of the shipped one at the target's shape."""
+    if given:
+        return _given(given)
 
     def make(target: Path) -> None:
         from distilqa_export.checkpoint import load_checkpoint, save_checkpoint
@@ -28,60 +40,178 @@ def wide_checkpoint() -> Path:
         checkpoint = load_checkpoint(str(CHECKPOINT))
         save_checkpoint(checkpoint.with_model(widen(checkpoint.model)), target)
 
-    return _made("distilbert-768-squad", make)
+    return _made("checkpoint", "distilbert-768-squad", make)
 
 
-def wide_bundle() -> Path:
-    """The bundle of `wide_checkpoint`, as `distilqa export` makes it with few questions."""
+def bert(given: str | None = None) -> Path:
+    """The folder of a checkpoint: of that one, a folder or a hub id, or of bert-base with seeded random weights."""
+    if given:
+        return _given(given)
 
+    def make(target: Path) -> None:
+        import torch
+        from transformers import BertConfig, BertForQuestionAnswering
+
+        from distilqa_export.checkpoint import load_checkpoint
+
+        torch.manual_seed(0)
+        BertForQuestionAnswering(BertConfig()).save_pretrained(target)
+        load_checkpoint(str(CHECKPOINT)).tokenizer.save_pretrained(target)
+
+    return _made("checkpoint", "bert-base-random", make)
+
+
+def _given(given: str) -> Path:
+    def make(target: Path) -> None:
+        from distilqa_export.checkpoint import load_checkpoint, save_checkpoint
+
+        save_checkpoint(load_checkpoint(given), target)
+
+    known = hashlib.sha256()
+    for file in sorted(path for path in Path(given).glob("*") if path.is_file()):
+        known.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
+    known.update(b"" if Path(given).is_dir() else given.encode())
+    return _made("checkpoint", f"given-{known.hexdigest()[:12]}", make)
+
+
+def bundle(checkpoint: Path) -> Path:
+    """The bundle of a checkpoint, as `distilqa export` makes it with little text: for speed, not for accuracy."""
+    return _bundle("bundle", checkpoint, _ASKED_PASSAGES, _CALIBRATION_PASSAGES)
+
+
+def calibrated_bundle(checkpoint: Path) -> Path:
+    """The bundle of a checkpoint, calibrated as `distilqa export` does it, but without its gate."""
+    return _bundle("calibrated", checkpoint, _ASKED_PASSAGES, None)
+
+
+def _bundle(kind: str, checkpoint: Path, asked_passages: int, calibration_passages: int | None) -> Path:
     def make(target: Path) -> None:
         from distilqa_export.export import export
         from distilqa_export.samples import write_calibration, write_evaluation
 
-        # Its accuracy is measured on the small one, and its speed depends on no value: a few passages will do here.
         asked, seen = target.with_name("asked.json"), target.with_name("seen.jsonl")
-        write_evaluation(asked, passages=20)
-        write_calibration(seen, passages=40)
-        export(str(wide_checkpoint()), target, evaluation=asked, calibration=seen, max_f1_drop=100)
+        write_evaluation(asked, passages=asked_passages)
+        if calibration_passages:
+            write_calibration(seen, passages=calibration_passages)
+        export(
+            str(checkpoint),
+            target,
+            evaluation=asked,
+            calibration=seen if calibration_passages else None,
+            max_f1_drop=100,
+        )
 
-    return _made("bundle", make)
+    return _made(kind, source(checkpoint), make)
 
 
-def plain_onnx() -> Path:
-    """`wide_checkpoint` as optimum exports it by default: fp32, with an attention mask."""
+def plain_onnx(checkpoint: Path) -> Path:
+    """A checkpoint as optimum exports it by default: fp32, with an attention mask. A folder, with ``model.onnx``."""
 
     def make(target: Path) -> None:
         from optimum.exporters.onnx import main_export
 
-        main_export(str(wide_checkpoint()), output=target, task="question-answering", do_validation=False)
+        main_export(str(checkpoint), output=target, task="question-answering", do_validation=False)
 
-    return _made("plain", make) / "model.onnx"
+    return _made("plain", source(checkpoint), make) / "model.onnx"
 
 
-def stock_int8() -> Path:
-    """`plain_onnx` after the stock recipe: ONNX Runtime's dynamic quantisation, int8 weights with a scale a column."""
+def onnxruntime_int8(checkpoint: Path) -> Path:
+    """`plain_onnx` after ONNX Runtime's dynamic quantisation, int8 weights with a scale a column."""
 
     def make(target: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         target.mkdir()
-        quantize_dynamic(plain_onnx(), target / "model.onnx", per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(plain_onnx(checkpoint), target / "model.onnx", per_channel=True, weight_type=QuantType.QInt8)
 
-    return _made("stock-int8", make) / "model.onnx"
+    return _made("onnxruntime-int8", source(checkpoint), make) / "model.onnx"
 
 
-def _made(name: str, make: Callable[[Path], None]) -> Path:
+def optimum_int8(checkpoint: Path) -> Path:
+    """`plain_onnx` after optimum's recipe for this kind of processor: dynamic, int8 weights with a scale a column."""
+
+    def make(target: Path) -> None:
+        from optimum.onnxruntime import ORTQuantizer
+        from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+        quantizer = ORTQuantizer.from_pretrained(plain_onnx(checkpoint).parent, file_name="model.onnx")
+        recipe = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+        quantizer.quantize(save_dir=target, quantization_config=recipe)
+
+    return _made("optimum-int8", source(checkpoint), make) / "model_quantized.onnx"
+
+
+def openvino_fp32(checkpoint: Path) -> Path:
+    """`plain_onnx` as an OpenVINO model."""
+
+    def make(target: Path) -> None:
+        import openvino
+
+        openvino.save_model(openvino.Core().read_model(plain_onnx(checkpoint)), target / "model.xml", False)
+
+    return _made("openvino-fp32", source(checkpoint), make) / "model.xml"
+
+
+def openvino_int8(checkpoint: Path) -> Path:
+    """`openvino_fp32` after NNCF's post-training quantisation for transformers, calibrated on the packaged texts."""
+
+    def make(target: Path) -> None:
+        os.environ["NNCF_CI"] = "1"  # it would tell its makers of its use
+        import nncf
+        import openvino
+
+        from distilqa.windows import Windower
+        from distilqa_export.checkpoint import load_checkpoint
+        from distilqa_export.samples import packaged_calibration
+
+        loaded = load_checkpoint(str(checkpoint))
+        windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
+        texts = [windower.tokenize(text.question, [text.context]) for text in packaged_calibration()]
+        windows = [window.input_ids[None] for text in texts for window in text.windows][:_CALIBRATION_PASSAGES]
+        feeds = nncf.Dataset([{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in windows])
+        model: Any = nncf.quantize(
+            openvino.Core().read_model(plain_onnx(checkpoint)),
+            feeds,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(windows),
+        )
+        openvino.save_model(model, target / "model.xml", False)
+
+    return _made("openvino-int8", source(checkpoint), make) / "model.xml"
+
+
+def source(checkpoint: Path) -> str:
+    """The part of a folder's name that says which checkpoint it is."""
+    return checkpoint.name.split(".")[1] if checkpoint.parent == CACHE else checkpoint.name
+
+
+def _made(kind: str, source: str, make: Callable[[Path], None]) -> Path:
     """What ``make`` writes, made again whenever this code or the exporter's is another."""
-    target = CACHE / f"{name}-{_code_digest()}"
+    target = CACHE / f"{kind}.{source}.{_code_digest()}"
     if not target.exists():
         print(f"making {target.relative_to(ROOT)}", file=sys.stderr, flush=True)
         CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{name}-*"):
+        for old in CACHE.glob(f"{kind}.{source}.*"):
             shutil.rmtree(old)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            make(Path(scratch) / name)
-            (Path(scratch) / name).rename(target)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch, _quiet():
+            make(Path(scratch) / kind)
+            (Path(scratch) / kind).rename(target)
     return target
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries say of their progress and their plans."""
+    import logging
+    import warnings
+
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _code_digest() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.kernels import environment
+from benchmarks.environment import environment, machine
 from benchmarks.load import idle, memory, overhead, overload
 from distilqa_export.samples import packaged_evaluation
 
@@ -34,13 +34,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    bundle = arguments.bundle or models.wide_bundle()
+    bundle = arguments.bundle or models.bundle(models.distilbert())
     if arguments.read:
         overhead.read(bundle, packaged_evaluation()[: arguments.questions])
         return
-    machine = environment()
-    print(f"{machine['cpu']}, {machine['cores']} cores, onnxruntime {machine['onnxruntime']}", flush=True)
-    measured: dict[str, Any] = {"environment": machine}
+    print(machine(), flush=True)
+    measured: dict[str, Any] = {"environment": environment()}
     for part in arguments.part or PARTS:
         found: Any = PARTS[part].measure(bundle, arguments)
         print(f"\n{part}\n\n{PARTS[part].report(found)}", flush=True)

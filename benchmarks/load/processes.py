@@ -25,9 +25,10 @@ class Running:
 
 
 @contextmanager
-def server(bundle: Path) -> Iterator[Running]:
+def server(bundle: Path, variant: str | None = None) -> Iterator[Running]:
     """`distilqa serve` with its default settings, in a process of its own, which logs each call to a file."""
     command = [sys.executable, "-m", "distilqa", "serve", str(bundle), "--port", "0", "--log-format", "json"]
+    command += ["--variant", variant] if variant else []
     with (
         tempfile.TemporaryFile("w+") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,

@@ -7,7 +7,7 @@ int8 every logit must be bit for bit the same; with fp32, whose sums ONNX Runtim
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,13 +16,14 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from benchmarks.quality import logits_in_runs
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tests.integration.servers import CLI, serving
 
 from distilqa import AsyncClient, Reader
 from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
-from distilqa.engine import open_session, usable_cores
+from distilqa.engine import SHARED_RUN_WINDOWS, open_session, usable_cores
 from distilqa.evaluation import MAX_ANSWER_TOKENS, Question
 from distilqa.reader import open_windower
 from distilqa.spans import Logits, decode
@@ -35,7 +36,6 @@ Made = TypeVar("Made")
 
 QUESTIONS = 500
 AT_ONCE = 32
-SHARED = 8
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +74,9 @@ def _sides(reader: Reader, windows: Sequence[Int64]) -> list[np.ndarray]:
 
 def in_equal_runs(run: Run, tokenized: Sequence[Tokenized]) -> list[list[Logits]]:
     """The logits of each window of each question, run together with others of its length."""
-    by_length: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, one in enumerate(tokenized):
-        for place, window in enumerate(one.windows):
-            by_length[window.length].append((number, place))
-    runs = [
-        windows[begin : begin + SHARED] for windows in by_length.values() for begin in range(0, len(windows), SHARED)
-    ]
-    sizes = [len(shared) for shared in runs for _ in shared]
-    assert sum(size > 1 for size in sizes) > 0.8 * len(sizes), "most must have had company"
-    found: dict[tuple[int, int], Logits] = {}
-    sides = each(lambda shared: run([tokenized[number].windows[place].input_ids for number, place in shared]), runs)
-    for shared, (start, end) in zip(runs, sides, strict=True):
-        found |= zip(shared, zip(start, end, strict=True), strict=True)
-    return [[found[number, place] for place in range(len(one.windows))] for number, one in enumerate(tokenized)]
+    lengths = Counter(window.length for one in tokenized for window in one.windows)
+    assert sum(count for count in lengths.values() if count > 1) > 0.8 * lengths.total(), "most must have had company"
+    return logits_in_runs([lambda ids: run(list(ids))] * usable_cores(), tokenized, SHARED_RUN_WINDOWS)
 
 
 def answers(tokenized: Sequence[Tokenized], logits: Sequence[Sequence[Logits]]) -> list[Answer]:

@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import CHECKPOINT, ROOT
 from tests.integration.hub import Repository, serve
 from tests.integration.servers import serving
+from tests.unit.export.conftest import random_model, save_with_tokenizer
 
 from distilqa_export.samples import write_calibration
 
@@ -33,7 +34,6 @@ SQUAD = "dev-v1.1.json"
 COVERED_BY_BEING_HERE = {"make test"}
 
 SMALLEST = {
-    ".venv/bin/python -m benchmarks.kernels": "--rounds 2 --lengths 8 --no-torch",
     ".venv/bin/python -m benchmarks.load": "--rounds 1 --questions 2 --seconds 1 --requests 20",
     ".venv/bin/python -m benchmarks.accuracy": "--first 2 --no-steps",
 }
@@ -52,6 +52,10 @@ class Shell:
     def __init__(self, directory: Path, environment: dict[str, str], evaluation: Path, stack: ExitStack) -> None:
         self.directory, self.environment, self.stack = directory, environment, stack
         write_calibration(directory / "twenty.jsonl", passages=20)
+        self.tiny = ""
+        for kind in ("distilbert", "bert"):
+            save_with_tokenizer(random_model(kind), directory / f"tiny-{kind}", CHECKPOINT)
+            self.tiny += f" --{kind} {directory}/tiny-{kind}"
         self.few = f"--calibration {directory / 'twenty.jsonl'} --eval {evaluation} --max-f1-drop 100"
         self.smallest = SMALLEST | {"distilqa export": self.few}
         self.address = ADDRESS
@@ -70,6 +74,8 @@ class Shell:
         command = command.replace("-m venv venv", f"-m venv {self.directory}/venv")
         command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
         command = command.replace(PRINTED_ADDRESS, self.address)
+        if command.startswith("make bench"):
+            command += f" BENCH_FLAGS='--tiny --only cost {self.tiny} --results {self.directory / 'results'}'"
         if command == "make serve":
             command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT} {self.few}'"
         if command.startswith(("make serve", "distilqa serve ")) and not command.endswith("--print-settings"):

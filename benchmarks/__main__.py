@@ -1,0 +1,118 @@
+"""``python -m benchmarks``: what is true of DistilBERT against bert-base, and what this software adds, on this machine.
+
+Writes a folder of results, a part at a time: all samples in JSON, a report in Markdown, and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+# What the suite imports and a smaller installation lacks: said at once, rather than after half an hour.
+_NEEDED = ("distilqa", "grpc", "matplotlib", "nncf", "onnxruntime", "openvino", "optimum", "pydantic", "torch")
+_INSTALL = "pip install --editable '.[cpu,server,export,bench]'"
+
+_PARTS = ("claims", "kernels", "serving", "quality", "cost")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, and return the exit status: 0, 1 where something failed, 130 after Ctrl-C. Finished parts are kept."""
+    arguments = _parse(argv)
+    missing = [name for name in _NEEDED if not find_spec(name)]
+    if missing:
+        print(f"error: {', '.join(missing)} not installed: {_INSTALL}", file=sys.stderr)
+        return 1
+    from distilqa.errors import DistilqaError
+
+    try:
+        if arguments.report:
+            _write(arguments.report, as_json=arguments.json)
+        else:
+            _measure(arguments)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept", file=sys.stderr)
+        return 130
+    except (DistilqaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("--quick", action="store_true", help="one thread, fewer shapes and questions, shorter loads")
+    parser.add_argument("--only", action="append", choices=_PARTS, metavar="PART",
+                        help=f"measure this part only ({', '.join(_PARTS)}); may be repeated")  # fmt: skip
+    parser.add_argument("--distilbert", metavar="CHECKPOINT",
+                        help="folder or hub id, instead of the shipped checkpoint at the target's shape")  # fmt: skip
+    parser.add_argument("--bert", metavar="CHECKPOINT", help="folder or hub id, instead of seeded random weights")
+    parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v1.1 file, instead of the packaged questions")
+    parser.add_argument("--price-per-second", type=_price, metavar="MONEY", help="of this machine, in any currency")
+    parser.add_argument("--results", type=Path, metavar="FOLDER",
+                        help="where to write (default benchmarks/results/<cpu-model>-<date>)")  # fmt: skip
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="measure nothing: write a folder's report again")
+    parser.add_argument("--json", action="store_true", help="print all that is stored, instead of the main table")
+    parser.add_argument(
+        "--tiny", action="store_true", help=argparse.SUPPRESS
+    )  # for tests: shows nothing but that it works
+    return parser.parse_args(argv)
+
+
+def _price(text: str) -> float:
+    price = float(text)
+    if not 0 <= price < math.inf:
+        raise ValueError(text)
+    return price
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from benchmarks import results
+    from benchmarks.report import PARTS
+    from benchmarks.setting import Setting
+
+    setting = Setting(
+        quick=arguments.quick,
+        tiny=arguments.tiny,
+        distilbert=arguments.distilbert,
+        bert=arguments.bert,
+        squad=arguments.squad,
+        price_per_s=arguments.price_per_second,
+    )
+    setting.check()
+    folder = arguments.results or results.todays_folder()
+    parts = results.load(folder)
+    measured = False
+    try:
+        for name in arguments.only or _PARTS:
+            print(f"{name}:", file=sys.stderr, flush=True)
+            parts[name] = results.measure(PARTS[name].measure, setting)
+            results.store(folder, parts)
+            measured = True
+    finally:
+        if measured:
+            _write(folder, as_json=arguments.json)
+
+
+def _write(folder: Path, *, as_json: bool) -> None:
+    """Write the report and the plots of what is stored, and print one or the other."""
+    from benchmarks import plots, results
+    from benchmarks.report import main_table, report
+
+    parts = results.load(folder)
+    if not parts:
+        raise FileNotFoundError(f"{folder} has no {results.STORED}")
+    plots.draw(parts, folder)
+    (folder / "report.md").write_text(report(parts), encoding="utf-8")
+    print(
+        (folder / results.STORED).read_text(encoding="utf-8")
+        if as_json
+        else f"{main_table(parts)}\n\n{folder / 'report.md'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

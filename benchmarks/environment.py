@@ -1,0 +1,132 @@
+"""What was measured on: the machine, the versions, the commit. Numbers without it say nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from distilqa.engine import usable_cores
+
+ROOT = Path(__file__).parent.parent
+
+_PACKAGES = (
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "optimum",
+    "optimum-onnx",
+    "openvino",
+    "nncf",
+    "tokenizers",
+    "numpy",
+    "grpcio",
+)
+
+# Of the processor's features, those that matmuls are chosen by.
+_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "avx512_bf16", "avx512_fp16",
+             "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
+
+
+def environment() -> dict[str, object]:
+    """All that there is to say, for JSON."""
+    from benchmarks.systems import PYTORCH_ALLOCATOR
+    from distilqa_export.speed import processor
+
+    return {
+        "cpu": processor(),
+        "features": features(),
+        "cores": usable_cores(),
+        "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6),
+        "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        "packages": packages(),
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
+        "allocator_of_pytorch": PYTORCH_ALLOCATOR,
+        "commit": commit(),
+    }
+
+
+def machine() -> str:
+    """The processor, its cores, and ONNX Runtime, in a line."""
+    from distilqa_export.speed import processor
+
+    return f"{processor()}, {usable_cores()} cores, onnxruntime {packages()['onnxruntime']}"
+
+
+def packages() -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Those of the processor's features that matmuls are chosen by, as Linux names them."""
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return [name for name in _FEATURES if name in flags]
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError):
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+# Where others took more than this of one core, or the host more than this share of all, times mean little.
+_OTHERS_CORES, _STOLEN_SHARE = 0.1, 0.02
+
+
+class Watch:
+    """Sees what others used of the cores that this process may use, and what the host took, while it is entered.
+
+    Ours is what belongs to this process's group: what was started from here.
+    """
+
+    def __enter__(self) -> Self:
+        self._began = self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        spent = [now - before for now, before in zip(self._look(), self._began, strict=True)]
+        seconds, busy, stolen, ours = spent
+        self.others_cores = max(0.0, busy - ours) / seconds
+        self.stolen_share = stolen / seconds / len(os.sched_getaffinity(0))
+
+    @property
+    def found(self) -> dict[str, float | bool]:
+        """For JSON; ``contended`` says whether it was too much."""
+        contended = self.others_cores > _OTHERS_CORES or self.stolen_share > _STOLEN_SHARE
+        return {"others_cores": self.others_cores, "stolen_share": self.stolen_share, "contended": contended}
+
+    def _look(self) -> tuple[float, float, float, float]:
+        """Seconds: of the clock, of the cores' work, stolen from them, and of our work."""
+        tick = os.sysconf("SC_CLK_TCK")
+        cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        times = [[int(number) for number in line[1:]] for line in lines if line[0] in cores]
+        busy = sum(user + nice + system + irq + softirq for user, nice, system, _, _, irq, softirq, *_ in times)
+        return time.monotonic(), busy / tick, sum(one[7] for one in times) / tick, _group_ticks() / tick
+
+
+def _group_ticks() -> int:
+    """CPU time of the processes of this group, and of those they have waited for."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == os.getpgrp():
+                total += sum(map(int, fields[11:15]))
+    return total

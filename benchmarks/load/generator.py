@@ -1,0 +1,148 @@
+"""Loads of a server, and what comes of them: callers who ask again as soon as they are answered, or calls at random.
+
+The generator is this process; it sends what was serialised before, and reports its own CPU time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import grpc
+
+from benchmarks.load.processes import cpu_s
+from distilqa.evaluation import Question
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+DEADLINE_S = 30.0
+
+_METHOD = "/distilqa.v1.QuestionAnswering/Answer"
+
+
+@dataclass(slots=True)
+class Load:
+    """What came of a load of ``seconds``, all of which had ended after ``all_s``.
+
+    ``in_time`` is how many were answered in those seconds; ``latencies_s`` are of those that were sent in them,
+    ``runs_s`` is what the model took for each that was answered.
+    """
+
+    seconds: float
+    all_s: float = 0.0
+    calls: int = 0
+    in_time: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    latencies_s: list[float] = field(default_factory=list)
+    runs_s: list[float] = field(default_factory=list)
+    server_cpu_s: float = 0.0
+    generator_cpu_s: float = 0.0
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        return cls(**fields | {"ends": Counter(fields["ends"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @property
+    def answers_per_s(self) -> float:
+        return self.in_time / self.seconds
+
+    @property
+    def failed(self) -> int:
+        return self.ends.total() - self.ends["OK"]
+
+    def quantile_s(self, share: float, *, failed: bool = False) -> float:
+        """The latency that this share of the calls stays below, those that failed counted as endless or not at all."""
+        ordered = sorted(self.latencies_s) + [math.inf] * self.failed * failed or [math.inf]
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def serialize(questions: Sequence[Question]) -> list[bytes]:
+    return [
+        pb.AnswerRequest(question=one.question, passages=[pb.Passage(text=one.context)]).SerializeToString()
+        for one in questions
+    ]
+
+
+@asynccontextmanager
+async def answer_method(address: str) -> AsyncIterator[Any]:
+    """The method that answers; it takes what is serialised, and tries nothing again."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
+        yield channel.unary_unary(_METHOD, response_deserializer=pb.AnswerResponse.FromString)
+
+
+def _fill_s(seconds: float) -> float:
+    """For how long a load comes before its answers count: until all is warm and the queue is full."""
+    return min(seconds / 4, 5.0)
+
+
+async def closed(method: Any, pid: int, requests: Sequence[bytes], seconds: float, callers: int) -> Load:
+    """Callers who ask again as soon as they are answered."""
+    load = Load(seconds)
+    began = time.perf_counter()
+    start = began + _fill_s(seconds)
+
+    async def caller(number: int) -> None:
+        while (now := time.perf_counter()) < start + seconds:
+            number += 1
+            await _call(method, requests[number % len(requests)], now, start, load)
+
+    server_cpu, own_cpu = cpu_s(pid), time.process_time()
+    await asyncio.gather(*(caller(len(requests) * number // callers) for number in range(callers)))
+    load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
+    load.all_s = time.perf_counter() - began
+    return load
+
+
+async def open_loop(
+    method: Any, pid: int, requests: Sequence[bytes], seconds: float, rate: float, seed: int = 0
+) -> Load:
+    """Calls at random times, so many a second (Poisson), whether or not those before are answered.
+
+    Latency counts from the time at which a call was to be sent, so that a generator that falls behind hides nothing.
+    """
+    load, chance = Load(seconds), random.Random(seed)
+    server_cpu, own_cpu = cpu_s(pid), time.process_time()
+    began = time.perf_counter()
+    start = began + _fill_s(seconds)
+    calls = []
+    for offset in poisson(rate, start + seconds - began, seed):
+        await asyncio.sleep(max(0.0, began + offset - time.perf_counter()))
+        call = _call(method, chance.choice(requests), began + offset, start, load)
+        calls.append(asyncio.create_task(call))
+    await asyncio.gather(*calls)
+    load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
+    load.all_s = time.perf_counter() - began
+    return load
+
+
+def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
+    """The seconds at which calls are due, so many a second on average, each independent of the others."""
+    chance = random.Random(seed)
+    due = chance.expovariate(rate)
+    while due < seconds:
+        yield due
+        due += chance.expovariate(rate)
+
+
+async def _call(method: Any, request: bytes, scheduled: float, start: float, load: Load) -> None:
+    load.calls += 1
+    try:
+        reply = await method(request, timeout=DEADLINE_S)
+    except grpc.aio.AioRpcError as error:
+        load.ends[error.code().name] += 1
+        return
+    now = time.perf_counter()
+    load.ends["OK"] += 1
+    load.in_time += start <= now <= start + load.seconds
+    if scheduled >= start:
+        load.latencies_s.append(now - scheduled)
+    load.runs_s.append(reply.timings.inference_seconds * reply.timings.windows)

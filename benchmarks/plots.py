@@ -1,0 +1,149 @@
+"""The plots of a folder of results, as PNG and SVG: what a person reads first."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import quality
+from benchmarks.claims import BERT, DISTILBERT, PYTORCH, Claims, measured_systems
+from benchmarks.kernels import OURS, Kernels
+from benchmarks.load.generator import Load
+from benchmarks.quality import Quality
+from benchmarks.race import ratio, seconds
+from benchmarks.results import Parts
+from benchmarks.serving import BOUNDS_S, Serving
+from benchmarks.tables import plural
+
+_COLORS = {BERT: "#9aa5b1", DISTILBERT: "#2f6fb0"}
+_OURS, _OTHERS = "#2f6fb0", ("#d1603d", "#e0a030", "#5b8c5a", "#8d6aa8", "#9aa5b1", "#444444", "#c06c94")
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """``draw`` takes a figure and what a part has found."""
+
+    name: str
+    part: str
+    title: str
+    size: tuple[float, float]
+    draw: Callable[[Any, Any], None]
+
+
+def draw(parts: Parts, folder: Path) -> None:
+    """Write each plot whose part was measured."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.facecolor": "white",
+        "font.size": 10,
+        "svg.hashsalt": "distilqa",  # the same file each time
+    }
+    with mpl.rc_context(style):
+        for plot in PLOTS:
+            if plot.part not in parts:
+                continue
+            figure = Figure(figsize=plot.size, layout="constrained")
+            plot.draw(figure, parts[plot.part]["found"])
+            figure.suptitle(plot.title)
+            figure.savefig(folder / f"{plot.name}.svg", metadata={"Date": None})
+            figure.savefig(folder / f"{plot.name}.png", dpi=150)
+
+
+def _latency(figure: Any, found: Claims) -> None:
+    """Bars: both models, in PyTorch and by variant, at each shape, on one thread."""
+    raced = found["races"][0]
+    systems = measured_systems(raced)
+    for axes, (shape, samples) in zip(
+        figure.subplots(1, len(raced["samples_s"]), squeeze=False)[0], raced["samples_s"].items(), strict=True
+    ):
+        base = samples[f"{PYTORCH}, {BERT}"]
+        for number, system in enumerate(systems):
+            for shift, name in ((-0.2, BERT), (0.2, DISTILBERT)):
+                own = samples[f"{system}, {name}"]
+                taken = statistics.median(seconds(own)) * 1e3
+                axes.barh(number + shift, taken, 0.38, color=_COLORS[name], label=None if number else name)
+                faster = f"  ({ratio(own, base)['median']:.1f}x)" if own is not base else ""
+                axes.text(taken, number + shift, f" {taken:.1f}{faster}", va="center", fontsize=9)
+        axes.set_yticks(range(len(systems)), systems)
+        axes.invert_yaxis()
+        axes.margins(x=0.25)
+        axes.set_xlabel("milliseconds a run")
+        axes.set_title(f"{shape} tokens, {plural(raced['threads'], 'thread')}", fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+
+
+def _speed_up(figure: Any, found: Kernels) -> None:
+    """Lines over length: how many times as long each contender takes as cpu-int8; a band for the middle half.
+
+    A column for each number of threads; fp32 above, int8 below.
+    """
+    panels = figure.subplots(2, len(found["lengths"]), squeeze=False, sharex=True, sharey="row", height_ratios=(2, 3))
+    for column, raced in zip(panels.T, found["lengths"], strict=True):
+        shapes = raced["samples_s"]
+        tokens = [int(shape.split("x")[1]) for shape in shapes]
+        names = [name for name in next(iter(shapes.values())) if name != OURS]
+        for name, color in zip(names, _OTHERS, strict=True):
+            axes = column[int("int8" in name)]
+            ratios = [ratio(samples[OURS], samples[name]) for samples in shapes.values()]
+            axes.plot(tokens, [one["median"] for one in ratios], color=color, marker="o", ms=3, label=name)
+            low, high = ([one[end] for one in ratios] for end in ("low", "high"))
+            axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
+        column[1].axhline(1, color=_OURS, lw=2, label=OURS)
+        column[1].set_xscale("log", base=2)
+        column[1].set_xticks(tokens, [f"{one}" for one in tokens])
+        column[1].minorticks_off()
+        column[1].set_xlabel("tokens, one window")
+        column[0].set_title(plural(raced["threads"], "thread"), fontsize=10)
+    figure.supylabel("time, in that of cpu-int8", fontsize=10)
+    for axes in panels[:, -1]:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+
+
+def _rates(figure: Any, found: Serving) -> None:
+    """Latency by the rate of calls, and the bounds; a rate at which some were refused ends where all were answered."""
+    axes = figure.subplots()
+    trials = sorted(found["trials"], key=lambda trial: trial["rate"])
+    loads = [Load.from_json(trial["load"]) for trial in trials]
+    for share, label, color in ((0.5, "p50", _OTHERS[2]), (0.99, "p99", _OURS)):
+        latencies = [load.quantile_s(share, failed=True) * 1e3 for load in loads]
+        axes.plot([trial["rate"] for trial in trials], latencies, color=color, marker="o", ms=4, label=label)
+    for bound in BOUNDS_S:
+        axes.axhline(bound * 1e3, color="#999999", lw=0.8, ls=":")
+        axes.text(axes.get_xlim()[0], bound * 1e3, f" {bound * 1e3:.0f} ms", va="bottom", fontsize=8, color="#666666")
+    axes.set_yscale("log")
+    axes.set_xlabel("calls a second (Poisson)")
+    axes.set_ylabel("latency from the scheduled time, ms")
+    axes.legend(frameon=False)
+
+
+def _answers(figure: Any, found: Quality) -> None:
+    """Bars: how many answers are elsewhere than fp32's, and how many company changes."""
+    axes = figure.subplots()
+    judged = {name: one for name, one in found["judged"].items() if name != quality.FP32}
+    for shift, key, label, color in (
+        (-0.2, "moved", "elsewhere than fp32's", _OTHERS[1]),
+        (0.2, "swayed", "changed by who shares the run", _OTHERS[0]),
+    ):
+        for number, one in enumerate(judged.values()):
+            share = 100 * one[key] / found["asked"]  # type: ignore[literal-required]
+            axes.barh(number + shift, share, 0.38, color=color, label=None if number else label)
+            axes.text(share, number + shift, f" {share:.1f}", va="center", fontsize=9)
+    axes.set_yticks(range(len(judged)), judged)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"% of {found['asked']:,} answers")
+    axes.legend(frameon=False)
+
+
+PLOTS = (
+    Plot("latency", "claims", "One run of the model: times as fast as bert-base in PyTorch", (10, 3.6), _latency),
+    Plot("kernels", "kernels", "One run of the model, against what else runs it", (10, 5), _speed_up),
+    Plot("rates", "serving", "Served: latency by the rate of calls", (7, 4), _rates),
+    Plot("answers", "quality", "What int8 does to answers", (7, 3.2), _answers),
+)

@@ -1,0 +1,172 @@
+"""How well each variant answers: SQuAD's exact match and F1, and whether answers depend on who shares the run.
+
+The stand-in at the target's shape gives the shipped checkpoint's answers at twice its width, so it is the shipped one
+that is judged, unless a checkpoint was given. Every question is answered alone, and then its windows run together with
+others of their length, up to eight in a run: without padding, so that nothing but company is another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from benchmarks import models
+from benchmarks.setting import Setting
+from benchmarks.systems import KINDS, Run
+from benchmarks.tables import Target, table
+from benchmarks.worker import System
+from distilqa.bundle import Bundle
+from distilqa.engine import SHARED_RUN_WINDOWS, usable_cores
+from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question
+from distilqa.progress import ProgressBar
+from distilqa.reader import open_windower
+from distilqa.spans import Logits, decode
+from distilqa.windows import Int64, Tokenized
+from distilqa_export.export import MAX_F1_DROP
+
+FP32 = "cpu-fp32"
+
+# By the cards of the models, on SQuAD v1.1's development set.
+PUBLISHED_F1 = {"distilbert-base-uncased-distilled-squad": 86.9, "bert-base-uncased": 88.5}
+
+
+class Judged(TypedDict):
+    """Scores in per cent; ``moved`` answers are at another place than fp32's, ``swayed`` at another than alone."""
+
+    exact_match: float
+    f1: float
+    moved: int
+    swayed: int
+    answers: list[list[int]]
+
+
+class Quality(TypedDict):
+    checkpoint: str
+    questions: str
+    asked: int
+    judged: dict[str, Judged]
+    bert: dict[str, dict[str, float]]
+
+
+def measure(setting: Setting) -> Quality:
+    checkpoint = setting.distilbert_checkpoint if setting.distilbert else models.CHECKPOINT
+    questions = setting.questions
+    found: dict[str, Judged] = {}
+    places: dict[str, list[tuple[int, int]]] = {}
+    for name, system in _systems(checkpoint).items():
+        alone, together = _answer(name, models.calibrated_bundle(checkpoint), system, questions)
+        places[name] = [(answer.start, answer.end) for answer in alone.answers]
+        found[name] = Judged(
+            exact_match=alone.exact_match,
+            f1=alone.f1,
+            moved=_differ(places[name], places[FP32]),
+            swayed=_differ(places[name], [(answer.start, answer.end) for answer in together.answers]),
+            answers=[list(place) for place in places[name]],
+        )
+    bert = {}
+    if setting.bert:
+        bundle = models.calibrated_bundle(setting.bert_checkpoint)
+        for name, system in _bundled(bundle).items():
+            judged = _answer(f"bert-base, {name}", bundle, system, questions)[0]
+            bert[name] = {"exact_match": judged.exact_match, "f1": judged.f1}
+    return Quality(
+        checkpoint=setting.distilbert or checkpoint.name,
+        questions=setting.squad.name if setting.squad else "the packaged questions of SQuAD v1.1's development set",
+        asked=len(questions),
+        judged=found,
+        bert=bert,
+    )
+
+
+def _bundled(bundle: Path) -> dict[str, System]:
+    variants = Bundle.open(bundle).manifest.variants
+    return {name: System("bundled", bundle / variant.file) for name, variant in variants.items()}
+
+
+def _systems(checkpoint: Path) -> dict[str, System]:
+    """fp32 comes first: the others are compared with it."""
+    variants = _bundled(models.calibrated_bundle(checkpoint))
+    return {FP32: variants.pop(FP32)} | variants | {
+        "optimum int8": System("onnxruntime", models.optimum_int8(checkpoint)),
+        "ONNX Runtime int8": System("onnxruntime", models.onnxruntime_int8(checkpoint)),
+        "OpenVINO int8": System("openvino", models.openvino_int8(checkpoint)),
+    }  # fmt: skip
+
+
+def _answer(name: str, bundle: Path, system: System, questions: Sequence[Question]) -> tuple[Evaluation, Evaluation]:
+    """What a system answers alone, and in company."""
+    windower = open_windower(Bundle.open(bundle))
+    tokenized = [windower.tokenize(one.question, [one.context]) for one in questions]
+    runs = [KINDS[system.kind](system.path, 1) for _ in range(usable_cores())]  # not all can be run twice at once
+    with ProgressBar(name, 2, sys.stderr) as progress:
+        found = []
+        for shared in (1, SHARED_RUN_WINDOWS):
+            logits = logits_in_runs(runs, tokenized, shared)
+            answers = [
+                decode(one, values, max_answer_tokens=MAX_ANSWER_TOKENS)[0]
+                for one, values in zip(tokenized, logits, strict=True)
+            ]
+            found.append(Evaluation(questions, answers, 0.0))
+            progress(len(found))
+    return found[0], found[1]
+
+
+def logits_in_runs(runs: Sequence[Run], tokenized: Sequence[Tokenized], shared: int) -> list[list[Logits]]:
+    """The logits of each window of each text, run together with up to ``shared`` windows of its length.
+
+    As many runs are under way as there are of ``runs``, each of which does one at a time.
+    """
+    by_length: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, one in enumerate(tokenized):
+        for place, window in enumerate(one.windows):
+            by_length[window.length].append((number, place))
+    batches = [
+        windows[begin : begin + shared] for windows in by_length.values() for begin in range(0, len(windows), shared)
+    ]
+    found: dict[tuple[int, int], Logits] = {}
+
+    def work(run: Run, own: Sequence[Sequence[tuple[int, int]]]) -> None:
+        for batch in own:
+            ids: Int64 = np.stack([tokenized[number].windows[place].input_ids for number, place in batch])
+            start, end = run(ids)
+            found.update(zip(batch, zip(start, end, strict=True), strict=True))
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        shares = [batches[number :: len(runs)] for number in range(len(runs))]
+        list(pool.map(work, runs, shares))
+    return [[found[number, place] for place in range(len(one.windows))] for number, one in enumerate(tokenized)]
+
+
+def _differ(places: Sequence[object], others: Sequence[object]) -> int:
+    return sum(one != other for one, other in zip(places, others, strict=True))
+
+
+def targets(found: Quality) -> list[Target]:
+    """What is promised of cpu-int8's answers."""
+    released, fp32 = found["judged"]["cpu-int8"], found["judged"][FP32]
+    lost = fp32["f1"] - released["f1"]
+    return [
+        Target("answers of cpu-int8 that company changes", f"{released['swayed']} of {found['asked']:,}", "0",
+               not released["swayed"]),
+        Target("points of F1 that cpu-int8 loses", f"{lost:.2f}", f"at most {MAX_F1_DROP:g}", lost <= MAX_F1_DROP),
+    ]  # fmt: skip
+
+
+def report(found: Quality) -> str:
+    """Markdown: a row a system, and what is published."""
+    asked = found["asked"]
+    rows = []
+    for name, one in found["judged"].items():
+        moved = "" if name == FP32 else f"{one['moved'] / asked:.1%}"
+        rows.append([name, f"{one['exact_match']:.2f}", f"{one['f1']:.2f}", moved, f"{one['swayed']}"])
+    for name, scores in found["bert"].items():
+        rows.append([f"bert-base, {name}", f"{scores['exact_match']:.2f}", f"{scores['f1']:.2f}", "", ""])
+    rows += [[f"{name}, fp32, as published", "", f"{f1:.1f}", "", ""] for name, f1 in PUBLISHED_F1.items()]
+    head = [found["checkpoint"], "exact match", "F1", "elsewhere than fp32's", "changed by company"]
+    return f"{asked:,} questions ({found['questions']}).\n\n{table(head, rows)}"

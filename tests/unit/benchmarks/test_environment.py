@@ -1,0 +1,67 @@
+"""What is said of the machine, and whether others use it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.environment import Watch, environment, features
+
+# Works for a second, says so, and waits.
+_BURN = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ninput()"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "found"),
+    [
+        ("model name\t: X\nflags\t\t: fpu avx2 fma avx512_vnni\n", ["avx2", "fma", "avx512_vnni"]),
+        ("Features\t: fp asimd asimddp i8mm\n", ["asimd", "asimddp", "i8mm"]),
+        ("model name\t: X\n", []),
+    ],
+)
+def test_features_are_those_of_either_kind_of_processor(cpuinfo: str, found: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    assert features(path) == found
+    assert features(tmp_path / "missing") == []
+
+
+def test_the_environment_can_be_stored_and_is_complete() -> None:
+    found = json.loads(json.dumps(environment()))
+    assert found["packages"].keys() >= {"onnxruntime", "torch", "openvino", "nncf", "numpy", "grpcio"}
+    assert found["cores"] >= 1
+    assert found["allocator_of_pytorch"].keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+
+
+@pytest.mark.parametrize(
+    ("spent", "contended"),
+    [
+        # seconds, busy, stolen, ours
+        ((10.0, 20.0, 0.0, 19.9), False),
+        ((10.0, 20.0, 0.0, 18.0), True),
+        ((10.0, 19.0, 20.0, 19.0), True),
+        ((10.0, 5.0, 0.0, 6.0), False),
+    ],
+)
+def test_a_contended_machine_is_told(
+    spent: tuple[float, ...], contended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([(1.0, 2.0, 3.0, 4.0), tuple(map(sum, zip((1.0, 2.0, 3.0, 4.0), spent, strict=True)))])
+    monkeypatch.setattr(Watch, "_look", lambda self: next(looks))
+    with Watch() as watch:
+        pass
+    assert watch.found["contended"] is contended
+    assert watch.found["others_cores"] == pytest.approx(max(0, spent[1] - spent[3]) / spent[0])
+
+
+def test_the_work_of_another_process_is_seen() -> None:
+    command = [sys.executable, "-c", _BURN]
+    with subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as burning:
+        with Watch() as watch:  # not until it is ended, for then it would count as ours
+            assert burning.stdout is not None
+            burning.stdout.readline()
+        burning.kill()
+    assert watch.found["others_cores"] > 0.1

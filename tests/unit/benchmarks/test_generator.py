@@ -1,0 +1,104 @@
+"""Loads on an absolute schedule, and the quantiles of what comes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import statistics
+import time
+from collections import Counter
+from itertools import pairwise
+
+import grpc
+import pytest
+from benchmarks.load.generator import Load, closed, open_loop, poisson
+
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+
+def load(answered: int, refused: int = 0) -> Load:
+    latencies = [number / 100 for number in range(answered, 0, -1)]
+    ends = Counter({"OK": answered, "RESOURCE_EXHAUSTED": refused})
+    return Load(10.0, ends=ends, latencies_s=latencies)
+
+
+def test_quantiles_are_those_of_sorted_latencies() -> None:
+    assert [load(100).quantile_s(share) for share in (0.0, 0.5, 0.99, 1.0)] == [0.01, 0.51, 1.0, 1.0]
+
+
+def test_calls_that_failed_count_as_endless_where_asked() -> None:
+    assert load(98, refused=2).quantile_s(0.99) == 0.98
+    assert load(98, refused=2).quantile_s(0.99, failed=True) == math.inf
+    assert load(99, refused=1).quantile_s(0.98, failed=True) == 0.99
+    assert Load(1.0).quantile_s(0.5) == math.inf
+
+
+def test_a_load_survives_json() -> None:
+    one = load(3, refused=2)
+    assert Load.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_calls_are_due_at_random_and_as_often_as_asked() -> None:
+    due = list(poisson(50, 200, seed=1))
+    assert due == list(poisson(50, 200, seed=1))
+    assert due == sorted(due)
+    assert due[-1] < 200
+    gaps = [after - before for before, after in pairwise(due)]
+    # 10,000 gaps of an exponential distribution: mean and deviation are both 1/50
+    assert statistics.mean(gaps) == pytest.approx(1 / 50, rel=0.05)
+    assert statistics.pstdev(gaps) == pytest.approx(1 / 50, rel=0.05)
+
+
+async def _answered(request: bytes, **options: float) -> pb.AnswerResponse:
+    return pb.AnswerResponse(timings=pb.Timings(inference_seconds=0.5, windows=2))
+
+
+async def test_latency_counts_from_the_time_a_call_was_due() -> None:
+    """The loop is held up at the first call, and those that were due meanwhile waited for it."""
+    held_s, asked = 0.5, 0
+
+    async def method(request: bytes, **options: float) -> pb.AnswerResponse:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            time.sleep(held_s)  # noqa: ASYNC251
+        return await _answered(request)
+
+    found = await open_loop(method, os.getpid(), [b""], seconds=held_s, rate=200, seed=0)
+    assert found.ends == {"OK": asked}
+    assert asked == len(list(poisson(200, held_s * 1.25, seed=0)))
+    assert max(found.latencies_s) > held_s / 2
+    assert found.runs_s == [1.0] * asked
+
+
+async def test_calls_that_fail_are_counted_by_their_status() -> None:
+    async def method(request: bytes, **options: float) -> pb.AnswerResponse:
+        if request:
+            return await _answered(request)
+        raise grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    found = await open_loop(method, os.getpid(), [b"", b"asked"], seconds=0.2, rate=200)
+    assert set(found.ends) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert found.ends.total() == found.calls
+    assert found.failed == found.ends["RESOURCE_EXHAUSTED"]
+    assert len(found.latencies_s) <= found.ends["OK"]
+
+
+async def test_callers_ask_again_when_answered() -> None:
+    at_once = most = 0
+
+    async def method(request: bytes, **options: float) -> pb.AnswerResponse:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.001)
+        at_once -= 1
+        return await _answered(request)
+
+    found = await closed(method, os.getpid(), [b"1", b"2"], seconds=0.2, callers=3)
+    assert most == 3
+    assert found.ends == {"OK": found.calls}
+    assert found.calls > 3
+    assert 0 < found.in_time <= found.calls
