@@ -36,10 +36,10 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python -m benchmarks --quick $(BENCH_FLAGS)
+	@$(BIN)/python -m benchmarks --quick $(BENCH_FLAGS)
 
 bench-full: setup
-	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \

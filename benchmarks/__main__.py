@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 # What the suite imports and a smaller installation lacks: said at once, rather than after half an hour.
-_NEEDED = ("distilqa", "grpc", "matplotlib", "nncf", "onnxruntime", "openvino", "optimum", "pydantic", "torch")
+_NEEDED = (
+    "distilqa", "grpc", "matplotlib", "nncf", "onnx", "onnx_ir", "onnxruntime", "openvino", "optimum", "pydantic",
+    "torch", "transformers",
+)  # fmt: skip
 _INSTALL = "pip install --editable '.[cpu,server,export,bench]'"
 
 _PARTS = ("claims", "kernels", "serving", "quality", "cost")
@@ -36,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (DistilqaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -51,7 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="folder or hub id, instead of the shipped checkpoint at the target's shape")  # fmt: skip
     parser.add_argument("--bert", metavar="CHECKPOINT", help="folder or hub id, instead of seeded random weights")
     parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD v1.1 file, instead of the packaged questions")
-    parser.add_argument("--price-per-second", type=_price, metavar="MONEY", help="of this machine, in any currency")
+    parser.add_argument("--price-per-second", type=price, metavar="MONEY", help="of this machine, in any currency")
     parser.add_argument("--results", type=Path, metavar="FOLDER",
                         help="where to write (default benchmarks/results/<cpu-model>-<date>)")  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="measure nothing: write a folder's report again")
@@ -59,14 +68,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help=argparse.SUPPRESS
     )  # for tests: shows nothing but that it works
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    others = {name for name, value in vars(arguments).items() if value} - {"report", "json", "tiny"}
+    if arguments.report and others:
+        parser.error(f"--report measures nothing, so that --{min(others).replace('_', '-')} has no use")
+    return arguments
 
 
-def _price(text: str) -> float:
-    price = float(text)
-    if not 0 <= price < math.inf:
+def price(text: str) -> float:
+    found = float(text)
+    if not 0 <= found < math.inf:
         raise ValueError(text)
-    return price
+    return found
 
 
 def _measure(arguments: argparse.Namespace) -> None:
@@ -83,36 +96,46 @@ def _measure(arguments: argparse.Namespace) -> None:
         price_per_s=arguments.price_per_second,
     )
     setting.check()
-    folder = arguments.results or results.todays_folder()
-    parts = results.load(folder)
-    measured = False
+    folder, measured = results.open_folder(arguments.results, results.new(setting))
+    results.store(folder, measured)  # which shows that it can be written to
     try:
         for name in arguments.only or _PARTS:
             print(f"{name}:", file=sys.stderr, flush=True)
-            parts[name] = results.measure(PARTS[name].measure, setting)
-            results.store(folder, parts)
-            measured = True
+            part = results.measure(PARTS[name], setting)
+            results.add(folder, name, part)
     finally:
-        if measured:
-            _write(folder, as_json=arguments.json)
+        if results.load(folder)["parts"]:
+            with _undisturbed():
+                _write(folder, as_json=arguments.json)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without Ctrl-C, of which there may be more than one."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _write(folder: Path, *, as_json: bool) -> None:
     """Write the report and the plots of what is stored, and print one or the other."""
     from benchmarks import plots, results
-    from benchmarks.report import main_table, report
+    from benchmarks.report import report, summary
 
-    parts = results.load(folder)
-    if not parts:
-        raise FileNotFoundError(f"{folder} has no {results.STORED}")
-    plots.draw(parts, folder)
-    (folder / "report.md").write_text(report(parts), encoding="utf-8")
-    print(
-        (folder / results.STORED).read_text(encoding="utf-8")
-        if as_json
-        else f"{main_table(parts)}\n\n{folder / 'report.md'}"
-    )
+    measured = results.load(folder)
+    if not measured["parts"]:
+        raise FileNotFoundError(f"{folder} has no results")
+    plots.draw(measured, folder)
+    results.replace(folder / "report.md", report(measured))
+    if as_json:
+        print((folder / results.STORED).read_text(encoding="utf-8"))
+    else:
+        print("\n\n".join(filter(None, [summary(measured), f"{folder / 'report.md'}"])))
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, frame: sys.exit(128 + number))  # so that nothing that was started is left
     sys.exit(main())

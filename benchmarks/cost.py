@@ -1,7 +1,7 @@
 """What a thousand answers cost, served: CPU time, energy where the machine counts it, and money at a price.
 
 Real questions at their real lengths, from as many callers as keep every core busy; each model and variant has a server
-of its own, one after another in rounds. What the generator uses is not counted.
+of its own, one after another in rounds. CPU is the server's alone; energy is all that the processors used meanwhile.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import asyncio
 import statistics
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
 from benchmarks import models
 from benchmarks.load.generator import answer_method, closed, serialize
 from benchmarks.load.overload import CALLERS
-from benchmarks.load.processes import Running, server
+from benchmarks.load.processes import Running, ServerFailed, server
 from benchmarks.setting import Setting
 from benchmarks.tables import Target, table
 from distilqa.progress import ProgressBar
@@ -25,14 +24,15 @@ from distilqa_export.samples import packaged_evaluation
 
 _ASKED = 200
 
-# By RAPL: whole processors, of which subordinate counters are parts.
+# By RAPL: whole processors; other counters there are of their parts, or of the platform with them.
 _COUNTERS = Path("/sys/class/powercap")
 
 
 class Load(TypedDict):
-    """One load of a server; ``joules`` are of the whole machine meanwhile, null where nothing counts them."""
+    """One load of a server; ``joules`` are of the processors meanwhile, null where nothing counts them."""
 
     answers: int
+    answers_per_s: float
     seconds: float
     server_cpu_s: float
     generator_cpu_s: float
@@ -46,11 +46,18 @@ class Cost(TypedDict):
     loads: dict[str, list[Load]]
 
 
+def prepare(setting: Setting) -> None:
+    """Make the models."""
+    _bundles(setting)
+
+
+def _bundles(setting: Setting) -> dict[str, Path]:
+    checkpoints = {"DistilBERT": setting.distilbert_checkpoint, "bert-base": setting.bert_checkpoint}
+    return {name: models.bundle(checkpoint) for name, checkpoint in checkpoints.items()}
+
+
 def measure(setting: Setting) -> Cost:
-    bundles = {
-        "DistilBERT": models.bundle(setting.distilbert_checkpoint),
-        "bert-base": models.bundle(setting.bert_checkpoint),
-    }
+    bundles = _bundles(setting)
     variants = ("cpu-int8",) if setting.tiny or setting.quick else ("cpu-int8", "cpu-fp32")
     rounds = 1 if setting.tiny else 3
     found = Cost(price_per_s=setting.price_per_s, loads={})
@@ -73,8 +80,11 @@ async def _load(running: Running, requests: Sequence[bytes], seconds: float) -> 
     async with answer_method(running.address) as method:
         load = await closed(method, running.pid, requests, seconds, CALLERS)
     after = energy_uj()
+    if not load.in_time:
+        raise ServerFailed(f"nothing was answered in {seconds:g} s")
     return Load(
         answers=load.ends["OK"],
+        answers_per_s=load.answers_per_s,
         seconds=load.all_s,
         server_cpu_s=load.server_cpu_s,
         generator_cpu_s=load.generator_cpu_s,
@@ -83,13 +93,15 @@ async def _load(running: Running, requests: Sequence[bytes], seconds: float) -> 
 
 
 def energy_uj(counters: Path = _COUNTERS) -> dict[str, tuple[int, int]]:
-    """Of each processor's counter, microjoules and where it begins again; none where they cannot be read."""
+    """Of each processor's counter, microjoules and where it begins again; none unless all can be read."""
     found = {}
     for folder in sorted(counters.glob("intel-rapl:[0-9]*")):
-        if folder.name.count(":") == 1:
-            with suppress(OSError, ValueError):
+        try:
+            if (folder / "name").read_text().startswith("package"):
                 spent, most = (int((folder / name).read_text()) for name in ("energy_uj", "max_energy_range_uj"))
                 found[folder.name] = (spent, most)
+        except (OSError, ValueError):
+            return {}
     return found
 
 
@@ -111,7 +123,7 @@ def report(found: Cost) -> str:
     for name, loads in found["loads"].items():
         cells = [
             statistics.median(1000 * load["server_cpu_s"] / load["answers"] for load in loads),
-            statistics.median(load["answers"] / load["seconds"] for load in loads),
+            statistics.median(load["answers_per_s"] for load in loads),
         ]
         counted = [1000 * load["joules"] / load["answers"] for load in loads if load["joules"] is not None]
         energy = f"{statistics.median(counted):.0f}" if counted else "no counter"
@@ -122,7 +134,8 @@ def report(found: Cost) -> str:
         "1,000 answers",
         "CPU seconds of the server",
         "answers/s",
-        "joules of the machine",
-        "price of the machine's time",
+        "joules of the processors",
+        "price of the machine",
     ]
-    return table(head, rows)
+    priced = "" if found["price_per_s"] is None else f"\n\nA second of the machine costs {found['price_per_s']:g}."
+    return table(head, rows) + priced

@@ -78,11 +78,18 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether files differ from it; empty outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    with suppress(OSError):
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return ""
+    """The commit that is checked out, and whether files but results differ from it; empty outside a repository."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{revision}-dirty" if dirty else revision
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 # Where others took more than this of one core, or the host more than this share of all, times mean little.
@@ -92,7 +99,7 @@ _OTHERS_CORES, _STOLEN_SHARE = 0.1, 0.02
 class Watch:
     """Sees what others used of the cores that this process may use, and what the host took, while it is entered.
 
-    Ours is what belongs to this process's group: what was started from here.
+    Ours is this process and what it started.
     """
 
     def __enter__(self) -> Self:
@@ -118,15 +125,18 @@ class Watch:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         times = [[int(number) for number in line[1:]] for line in lines if line[0] in cores]
         busy = sum(user + nice + system + irq + softirq for user, nice, system, _, _, irq, softirq, *_ in times)
-        return time.monotonic(), busy / tick, sum(one[7] for one in times) / tick, _group_ticks() / tick
+        return time.monotonic(), busy / tick, sum(one[7] for one in times) / tick, _own_ticks() / tick
 
 
-def _group_ticks() -> int:
-    """CPU time of the processes of this group, and of those they have waited for."""
-    total = 0
+def _own_ticks() -> int:
+    """CPU time of this process and its descendants, and of those that they have waited for."""
+    parents, ticks = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
             fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[2]) == os.getpgrp():
-                total += sum(map(int, fields[11:15]))
-    return total
+            pid = int(path.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks[pid] for pid in own)

@@ -7,20 +7,22 @@ bert-base's on random weights. Either may be a checkpoint that the caller has.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.environment import ROOT, features, packages
+
 CHECKPOINT = ROOT / "models" / "distilbert-384-squad"
 CACHE = ROOT / "build" / "benchmarks"
 
@@ -30,7 +32,7 @@ _ASKED_PASSAGES, _CALIBRATION_PASSAGES = 2, 20
 
 def distilbert(given: str | None = None) -> Path:
     """The folder of a checkpoint: of that one, a folder or a hub id, or of the shipped one at the target's shape."""
-    if given:
+    if given is not None:
         return _given(given)
 
     def make(target: Path) -> None:
@@ -45,7 +47,7 @@ def distilbert(given: str | None = None) -> Path:
 
 def bert(given: str | None = None) -> Path:
     """The folder of a checkpoint: of that one, a folder or a hub id, or of bert-base with seeded random weights."""
-    if given:
+    if given is not None:
         return _given(given)
 
     def make(target: Path) -> None:
@@ -128,15 +130,22 @@ def onnxruntime_int8(checkpoint: Path) -> Path:
 
 
 def optimum_int8(checkpoint: Path) -> Path:
-    """`plain_onnx` after optimum's recipe for this kind of processor: dynamic, int8 weights with a scale a column."""
+    """`plain_onnx` after optimum's recipe for this processor: dynamic, int8 weights with a scale a column."""
 
     def make(target: Path) -> None:
         from optimum.onnxruntime import ORTQuantizer
         from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
         quantizer = ORTQuantizer.from_pretrained(plain_onnx(checkpoint).parent, file_name="model.onnx")
-        recipe = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
-        quantizer.quantize(save_dir=target, quantization_config=recipe)
+        has = features()
+        recipe = (
+            AutoQuantizationConfig.avx512_vnni
+            if "avx512_vnni" in has
+            else AutoQuantizationConfig.arm64
+            if "asimd" in has
+            else AutoQuantizationConfig.avx2
+        )
+        quantizer.quantize(save_dir=target, quantization_config=recipe(is_static=False, per_channel=True))
 
     return _made("optimum-int8", source(checkpoint), make) / "model_quantized.onnx"
 
@@ -153,8 +162,16 @@ def openvino_fp32(checkpoint: Path) -> Path:
 
 
 def openvino_int8(checkpoint: Path) -> Path:
-    """`openvino_fp32` after NNCF's post-training quantisation for transformers, calibrated on the packaged texts."""
+    """`openvino_fp32` after NNCF's post-training quantisation for transformers, with little text: for speed."""
+    return _openvino_int8("openvino-int8", checkpoint, _CALIBRATION_PASSAGES)
 
+
+def calibrated_openvino_int8(checkpoint: Path) -> Path:
+    """The same, calibrated on all the text that `calibrated_bundle` is."""
+    return _openvino_int8("openvino-int8-calibrated", checkpoint, None)
+
+
+def _openvino_int8(kind: str, checkpoint: Path, passages: int | None) -> Path:
     def make(target: Path) -> None:
         os.environ["NNCF_CI"] = "1"  # it would tell its makers of its use
         import nncf
@@ -166,8 +183,8 @@ def openvino_int8(checkpoint: Path) -> Path:
 
         loaded = load_checkpoint(str(checkpoint))
         windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
-        texts = [windower.tokenize(text.question, [text.context]) for text in packaged_calibration()]
-        windows = [window.input_ids[None] for text in texts for window in text.windows][:_CALIBRATION_PASSAGES]
+        texts = [windower.tokenize(text.question, [text.context]) for text in packaged_calibration()[:passages]]
+        windows = [window.input_ids[None] for text in texts for window in text.windows]
         feeds = nncf.Dataset([{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in windows])
         model: Any = nncf.quantize(
             openvino.Core().read_model(plain_onnx(checkpoint)),
@@ -177,7 +194,7 @@ def openvino_int8(checkpoint: Path) -> Path:
         )
         openvino.save_model(model, target / "model.xml", False)
 
-    return _made("openvino-int8", source(checkpoint), make) / "model.xml"
+    return _made(kind, source(checkpoint), make) / "model.xml"
 
 
 def source(checkpoint: Path) -> str:
@@ -186,16 +203,21 @@ def source(checkpoint: Path) -> str:
 
 
 def _made(kind: str, source: str, make: Callable[[Path], None]) -> Path:
-    """What ``make`` writes, made again whenever this code or the exporter's is another."""
-    target = CACHE / f"{kind}.{source}.{_code_digest()}"
-    if not target.exists():
-        print(f"making {target.relative_to(ROOT)}", file=sys.stderr, flush=True)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{kind}.{source}.*"):
-            shutil.rmtree(old)
-        with tempfile.TemporaryDirectory(dir=CACHE) as scratch, _quiet():
-            make(Path(scratch) / kind)
-            (Path(scratch) / kind).rename(target)
+    """What ``make`` writes, made again whenever what it is made by is another."""
+    target = CACHE / f"{kind}.{source}.{_digest()}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f".{kind}.{source}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else makes it is waited for
+        if not target.exists():
+            print(f"making {target.relative_to(ROOT)}", file=sys.stderr, flush=True)
+            for old in CACHE.glob(f"{kind}.{source}.*"):
+                shutil.rmtree(old)
+            scratch = CACHE / f"{kind}.{source}.unfinished"
+            scratch.mkdir()
+            with _quiet():
+                make(scratch / kind)
+            (scratch / kind).rename(target)
+            shutil.rmtree(scratch)
     return target
 
 
@@ -214,6 +236,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _code_digest() -> str:
-    sources = [Path(__file__), *sorted((ROOT / "export").rglob("*.py")), *sorted((ROOT / "serving").rglob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+@cache
+def _digest() -> str:
+    """Of all that models are made by and of: this code, the exporter's with its data, versions, the checkpoint."""
+    found = hashlib.sha256(repr(packages()).encode())
+    for folder in (ROOT / "export", ROOT / "serving", CHECKPOINT):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:12]

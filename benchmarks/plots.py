@@ -14,7 +14,7 @@ from benchmarks.kernels import OURS, Kernels
 from benchmarks.load.generator import Load
 from benchmarks.quality import Quality
 from benchmarks.race import ratio, seconds
-from benchmarks.results import Parts
+from benchmarks.results import Results
 from benchmarks.serving import BOUNDS_S, Serving
 from benchmarks.tables import plural
 
@@ -33,7 +33,7 @@ class Plot:
     draw: Callable[[Any, Any], None]
 
 
-def draw(parts: Parts, folder: Path) -> None:
+def draw(results: Results, folder: Path) -> None:
     """Write each plot whose part was measured."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -47,10 +47,10 @@ def draw(parts: Parts, folder: Path) -> None:
     }
     with mpl.rc_context(style):
         for plot in PLOTS:
-            if plot.part not in parts:
+            if plot.part not in results["parts"]:
                 continue
             figure = Figure(figsize=plot.size, layout="constrained")
-            plot.draw(figure, parts[plot.part]["found"])
+            plot.draw(figure, results["parts"][plot.part]["found"])
             figure.suptitle(plot.title)
             figure.savefig(folder / f"{plot.name}.svg", metadata={"Date": None})
             figure.savefig(folder / f"{plot.name}.png", dpi=150)
@@ -101,19 +101,18 @@ def _speed_up(figure: Any, found: Kernels) -> None:
         column[1].minorticks_off()
         column[1].set_xlabel("tokens, one window")
         column[0].set_title(plural(raced["threads"], "thread"), fontsize=10)
-    figure.supylabel("time, in that of cpu-int8", fontsize=10)
+    figure.supylabel("times as long as cpu-int8 takes", fontsize=10)
     for axes in panels[:, -1]:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _rates(figure: Any, found: Serving) -> None:
-    """Latency by the rate of calls, and the bounds; a rate at which some were refused ends where all were answered."""
+    """Latency by the rate of calls that were sent, and the bounds; endless ones, of calls refused, are left out."""
     axes = figure.subplots()
-    trials = sorted(found["trials"], key=lambda trial: trial["rate"])
-    loads = [Load.from_json(trial["load"]) for trial in trials]
+    loads = [Load.from_json(trial["load"]) for trial in found["trials"]]
     for share, label, color in ((0.5, "p50", _OTHERS[2]), (0.99, "p99", _OURS)):
         latencies = [load.quantile_s(share, failed=True) * 1e3 for load in loads]
-        axes.plot([trial["rate"] for trial in trials], latencies, color=color, marker="o", ms=4, label=label)
+        axes.plot([load.due_per_s for load in loads], latencies, color=color, marker="o", ms=4, label=label)
     for bound in BOUNDS_S:
         axes.axhline(bound * 1e3, color="#999999", lw=0.8, ls=":")
         axes.text(axes.get_xlim()[0], bound * 1e3, f" {bound * 1e3:.0f} ms", va="bottom", fontsize=8, color="#666666")
@@ -142,8 +141,14 @@ def _answers(figure: Any, found: Quality) -> None:
 
 
 PLOTS = (
-    Plot("latency", "claims", "One run of the model: times as fast as bert-base in PyTorch", (10, 3.6), _latency),
-    Plot("kernels", "kernels", "One run of the model, against what else runs it", (10, 5), _speed_up),
+    Plot(
+        "latency",
+        "claims",
+        "One run of the model (and how many times as fast as bert-base in PyTorch)",
+        (10, 3.6),
+        _latency,
+    ),
+    Plot("kernels", "kernels", "One run of the model: how long others take, in runs of cpu-int8", (10, 5), _speed_up),
     Plot("rates", "serving", "Served: latency by the rate of calls", (7, 4), _rates),
-    Plot("answers", "quality", "What int8 does to answers", (7, 3.2), _answers),
+    Plot("answers", "quality", "Answers that int8 puts elsewhere, and that company changes", (7, 3.2), _answers),
 )

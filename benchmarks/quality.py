@@ -2,15 +2,19 @@
 
 The stand-in at the target's shape gives the shipped checkpoint's answers at twice its width, so it is the shipped one
 that is judged, unless a checkpoint was given. Every question is answered alone, and then its windows run together with
-others of their length, up to eight in a run: without padding, so that nothing but company is another.
+others of their length, up to eight in a run: without padding, so that nothing but company is another. The bundle is
+what the exporter makes before its gate would keep matmuls in fp32; OpenVINO's model is calibrated on the same texts.
+Intervals of F1 are paired bootstraps over passages.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,6 +33,7 @@ from distilqa.reader import open_windower
 from distilqa.spans import Logits, decode
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.export import MAX_F1_DROP
+from distilqa_export.gate import f1_drop
 
 FP32 = "cpu-fp32"
 
@@ -37,10 +42,14 @@ PUBLISHED_F1 = {"distilbert-base-uncased-distilled-squad": 86.9, "bert-base-unca
 
 
 class Judged(TypedDict):
-    """Scores in per cent; ``moved`` answers are at another place than fp32's, ``swayed`` at another than alone."""
+    """Scores in per cent; ``lost`` are points of F1 against fp32, with their 95 % interval.
+
+    ``moved`` answers are at another place than fp32's, ``swayed`` at another than alone.
+    """
 
     exact_match: float
     f1: float
+    lost: dict[str, float]
     moved: int
     swayed: int
     answers: list[list[int]]
@@ -54,20 +63,31 @@ class Quality(TypedDict):
     bert: dict[str, dict[str, float]]
 
 
+def prepare(setting: Setting) -> None:
+    """Make the models."""
+    _systems(_judged_checkpoint(setting))
+    if setting.bert:
+        models.calibrated_bundle(setting.bert_checkpoint)
+
+
+def _judged_checkpoint(setting: Setting) -> Path:
+    return setting.distilbert_checkpoint if setting.distilbert else models.CHECKPOINT
+
+
 def measure(setting: Setting) -> Quality:
-    checkpoint = setting.distilbert_checkpoint if setting.distilbert else models.CHECKPOINT
-    questions = setting.questions
+    checkpoint, questions = _judged_checkpoint(setting), setting.questions
     found: dict[str, Judged] = {}
-    places: dict[str, list[tuple[int, int]]] = {}
+    fp32: Evaluation | None = None
     for name, system in _systems(checkpoint).items():
         alone, together = _answer(name, models.calibrated_bundle(checkpoint), system, questions)
-        places[name] = [(answer.start, answer.end) for answer in alone.answers]
+        fp32 = fp32 or alone  # which comes first
         found[name] = Judged(
             exact_match=alone.exact_match,
             f1=alone.f1,
-            moved=_differ(places[name], places[FP32]),
-            swayed=_differ(places[name], [(answer.start, answer.end) for answer in together.answers]),
-            answers=[list(place) for place in places[name]],
+            lost=asdict(f1_drop(fp32, alone)),
+            moved=_differ(alone, fp32),
+            swayed=_differ(alone, together),
+            answers=[list(place) for place in _places(alone)],
         )
     bert = {}
     if setting.bert:
@@ -77,7 +97,7 @@ def measure(setting: Setting) -> Quality:
             bert[name] = {"exact_match": judged.exact_match, "f1": judged.f1}
     return Quality(
         checkpoint=setting.distilbert or checkpoint.name,
-        questions=setting.squad.name if setting.squad else "the packaged questions of SQuAD v1.1's development set",
+        questions=setting.squad.name if setting.squad else "of those packaged from SQuAD v1.1's development set",
         asked=len(questions),
         judged=found,
         bert=bert,
@@ -95,7 +115,8 @@ def _systems(checkpoint: Path) -> dict[str, System]:
     return {FP32: variants.pop(FP32)} | variants | {
         "optimum int8": System("onnxruntime", models.optimum_int8(checkpoint)),
         "ONNX Runtime int8": System("onnxruntime", models.onnxruntime_int8(checkpoint)),
-        "OpenVINO int8": System("openvino", models.openvino_int8(checkpoint)),
+        "OpenVINO int8": System("openvino", models.calibrated_openvino_int8(checkpoint)),
+        "OpenVINO int8, rest fp32": System("openvino_fp32", models.calibrated_openvino_int8(checkpoint)),
     }  # fmt: skip
 
 
@@ -131,31 +152,50 @@ def logits_in_runs(runs: Sequence[Run], tokenized: Sequence[Tokenized], shared: 
     ]
     found: dict[tuple[int, int], Logits] = {}
 
+    stopped = threading.Event()  # by Ctrl-C, which does not end threads
+
     def work(run: Run, own: Sequence[Sequence[tuple[int, int]]]) -> None:
         for batch in own:
+            if stopped.is_set():
+                return
             ids: Int64 = np.stack([tokenized[number].windows[place].input_ids for number, place in batch])
             start, end = run(ids)
             found.update(zip(batch, zip(start, end, strict=True), strict=True))
 
     with ThreadPoolExecutor(len(runs)) as pool:
         shares = [batches[number :: len(runs)] for number in range(len(runs))]
-        list(pool.map(work, runs, shares))
+        try:
+            list(pool.map(work, runs, shares))
+        finally:
+            stopped.set()
     return [[found[number, place] for place in range(len(one.windows))] for number, one in enumerate(tokenized)]
 
 
-def _differ(places: Sequence[object], others: Sequence[object]) -> int:
-    return sum(one != other for one, other in zip(places, others, strict=True))
+def _differ(one: Evaluation, other: Evaluation) -> int:
+    return sum(a != b for a, b in zip(_places(one), _places(other), strict=True))
+
+
+def _places(found: Evaluation) -> list[tuple[int, int]]:
+    return [(answer.start, answer.end) for answer in found.answers]
 
 
 def targets(found: Quality) -> list[Target]:
     """What is promised of cpu-int8's answers."""
-    released, fp32 = found["judged"]["cpu-int8"], found["judged"][FP32]
-    lost = fp32["f1"] - released["f1"]
+    released, asked = found["judged"]["cpu-int8"], found["asked"]
     return [
-        Target("answers of cpu-int8 that company changes", f"{released['swayed']} of {found['asked']:,}", "0",
-               not released["swayed"]),
-        Target("points of F1 that cpu-int8 loses", f"{lost:.2f}", f"at most {MAX_F1_DROP:g}", lost <= MAX_F1_DROP),
-    ]  # fmt: skip
+        Target(
+            "answers of cpu-int8 that company changes",
+            f"{released['swayed']} of {asked:,}",
+            "0",
+            not released["swayed"],
+        ),
+        Target(
+            "points of F1 that cpu-int8 loses (95 % interval)",
+            _lost(released),
+            f"at most {MAX_F1_DROP:g}",
+            released["lost"]["points"] <= MAX_F1_DROP,
+        ),
+    ]
 
 
 def report(found: Quality) -> str:
@@ -163,10 +203,23 @@ def report(found: Quality) -> str:
     asked = found["asked"]
     rows = []
     for name, one in found["judged"].items():
-        moved = "" if name == FP32 else f"{one['moved'] / asked:.1%}"
-        rows.append([name, f"{one['exact_match']:.2f}", f"{one['f1']:.2f}", moved, f"{one['swayed']}"])
-    for name, scores in found["bert"].items():
-        rows.append([f"bert-base, {name}", f"{scores['exact_match']:.2f}", f"{scores['f1']:.2f}", "", ""])
-    rows += [[f"{name}, fp32, as published", "", f"{f1:.1f}", "", ""] for name, f1 in PUBLISHED_F1.items()]
-    head = [found["checkpoint"], "exact match", "F1", "elsewhere than fp32's", "changed by company"]
+        scores = [f"{one['exact_match']:.2f}", f"{one['f1']:.2f}"]
+        against = ["", ""] if name == FP32 else [_lost(one), f"{one['moved'] / asked:.1%}"]
+        rows.append([name, *scores, *against, f"{one['swayed'] / asked:.1%}"])
+    for name, bert in found["bert"].items():
+        rows.append([f"bert-base, {name}", f"{bert['exact_match']:.2f}", f"{bert['f1']:.2f}", "", "", ""])
+    rows += [[f"{name}, fp32, as published", "", f"{f1:.1f}", "", "", ""] for name, f1 in PUBLISHED_F1.items()]
+    head = [
+        found["checkpoint"],
+        "exact match",
+        "F1",
+        "F1 lost (95 % interval)",
+        "elsewhere than fp32's",
+        "changed by company",
+    ]
     return f"{asked:,} questions ({found['questions']}).\n\n{table(head, rows)}"
+
+
+def _lost(judged: Judged) -> str:
+    lost = judged["lost"]
+    return f"{lost['points']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})"

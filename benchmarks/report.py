@@ -10,8 +10,8 @@ from typing import Any
 from benchmarks import claims, cost, kernels, quality, serving
 from benchmarks.plots import PLOTS
 from benchmarks.race import Raced, unsteadiness
-from benchmarks.results import STORED, Part, Parts
-from benchmarks.tables import table, targets_table
+from benchmarks.results import STORED, Part, Results
+from benchmarks.tables import Target, table, targets_table
 
 PARTS: dict[str, ModuleType] = {
     "claims": claims,
@@ -22,50 +22,85 @@ PARTS: dict[str, ModuleType] = {
 }
 
 
+# The layers and the width of the model that figures were asked of.
+_TARGET_SHAPE = (6, 768)
+
 # A run's time varies by less than this over the rounds, where nobody shares the processor.
 _UNSTEADY = 0.1
 
 
-def report(parts: Parts) -> str:
+def report(results: Results) -> str:
     """Markdown, for a file beside the plots."""
-    newest = _newest(parts)
+    environment, parts = results["environment"], results["parts"]
+    day = max(part["began"] for part in parts.values())[:10]
     blocks = [
-        f"# distilqa on {newest['environment']['cpu']}, {newest['began'][:10]}",
-        "Ratios are medians over rounds in which the contenders took turns, and in brackets the middle half of the "
-        f"rounds; they decide, times inform. Every sample is in `{STORED}`.",
-        main_table(parts),
+        f"# distilqa on {environment['cpu']}, {day}",
+        "Ratios are medians over rounds in which the contenders took turns; in brackets is the middle half of the "
+        f"rounds, which is no confidence interval. Ratios decide, times inform. Every sample is in `{STORED}`.",
+        _measured(results["setting"]),
+        summary(results),
     ]
     for name, module in PARTS.items():
         if name in parts:
-            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(parts[name])]
+            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(name, parts[name])]
             blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in PLOTS if plot.part == name]
             blocks.append(module.report(parts[name]["found"]))
-    blocks += ["## Machine", _machine(newest["environment"])]
+    blocks += ["## Machine", _machine(environment)]
     return "\n\n".join(blocks) + "\n"
 
 
-def main_table(parts: Parts) -> str:
-    """What was asked for and is measured in these parts."""
-    targets = [one for name, module in PARTS.items() if name in parts for one in module.targets(parts[name]["found"])]
-    return targets_table(targets)
+def summary(results: Results) -> str:
+    """The main table, and what cannot be trusted of it."""
+    contended = [name for name, part in results["parts"].items() if _contended(name, part)]
+    warning = f"**The machine was contended: the times of {', '.join(contended)} mean little.**" if contended else ""
+    return "\n\n".join(filter(None, [main_table(results), warning]))
 
 
-def _newest(parts: Parts) -> Part:
-    return max(parts.values(), key=lambda part: part["began"])
+def main_table(results: Results) -> str:
+    """What was asked for and is measured here; nothing was asked of models of another shape than the target's."""
+    shape = results["setting"]["distilbert_shape"]
+    if (shape["layers"], shape["hidden"]) != _TARGET_SHAPE:
+        return ""
+    targets: list[Target] = []
+    for name, module in PARTS.items():
+        if name in results["parts"]:
+            part = results["parts"][name]
+            found = module.targets(part["found"])
+            targets += [one._replace(met=None) for one in found] if _contended(name, part) else found
+    return targets_table(targets) if targets else ""
 
 
-def _circumstances(part: Part) -> str:
-    setting, watched = part["setting"], part["watched"]
-    varied = max(map(unsteadiness, _races(part["found"])), default=0.0)
+def _measured(setting: Mapping[str, Any]) -> str:
+    """With what."""
+    shape = setting["distilbert_shape"]
+    given = f"`{setting['distilbert']}`" if setting["distilbert"] else "the shipped checkpoint, widened"
+    told = [
+        f"DistilBERT is {given}: {shape['layers']} layers of {shape['hidden']}",
+        f"bert-base is {'`' + setting['bert'] + '`' if setting['bert'] else 'of random weights'}",
+        f"{setting['rounds']} rounds, loads of {setting['load_s']:g} s"
+        + (", fewer shapes on one thread (`--quick`)" if setting["quick"] else ""),
+    ]
+    return "; ".join(told) + "."
+
+
+def _circumstances(name: str, part: Part) -> str:
+    watched, varied = part["watched"], _varied(part)
     told = [
         f"Begun at {part['began'][:16].replace('T', ' ')} UTC, {part['seconds'] / 60:.1f} minutes",
-        f"commit {part['environment']['commit'] or 'unknown'}",
-        *(["`--quick`"] if setting["quick"] else []),
         f"others used {watched['others_cores']:.2f} cores and the host {watched['stolen_share']:.1%} of the time",
         *([f"a run's time varied by {varied:.0%} over the rounds (middle half)"] if varied else []),
     ]
-    contended = watched["contended"] or varied > _UNSTEADY
-    return "; ".join(told) + "." + (" **The machine was contended: these times mean little.**" if contended else "")
+    return "; ".join(told) + "." + (" **Contended.**" if _contended(name, part) else "")
+
+
+def _contended(name: str, part: Part) -> bool:
+    """Whether its times mean little. Quality has none."""
+    return name != "quality" and (part["watched"]["contended"] or _varied(part) > _UNSTEADY)
+
+
+def _varied(part: Part) -> float:
+    """How much the times of its least steady race varied."""
+    return max(map(unsteadiness, _races(part["found"])), default=0.0)
 
 
 def _races(found: Any) -> list[Raced]:

@@ -1,21 +1,25 @@
-"""A folder of results: all that was measured, by part, each with what it was measured on and how.
+"""A folder of results: all that was measured, by part, and with what it was measured.
 
-A part that is measured again takes the place of its forerunner; the others stay.
+A folder is of one machine, commit and setting: a part that is measured again takes the place of its forerunner there,
+and others are added, but what was measured otherwise belongs elsewhere.
 """
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypedDict
 
 from benchmarks.environment import ROOT, Watch, environment
 from benchmarks.setting import Setting
-from distilqa.errors import DatasetError
+from distilqa.errors import DatasetError, SettingsError
 from distilqa_export.speed import processor
 
 STORED = "results.json"
@@ -27,50 +31,95 @@ class Part(TypedDict):
 
     began: str
     seconds: float
-    setting: dict[str, Any]
-    environment: dict[str, Any]
     watched: dict[str, Any]
     found: Any
 
 
-Parts = dict[str, Part]
+class Results(TypedDict):
+    """What one folder holds."""
+
+    environment: dict[str, Any]
+    setting: dict[str, Any]
+    parts: dict[str, Part]
 
 
-def todays_folder(results: Path = RESULTS) -> Path:
-    """Where results of this processor and this day belong."""
+def new(setting: Setting) -> Results:
+    return Results(environment=environment(), setting=setting.to_json(), parts={})
+
+
+def open_folder(folder: Path | None, begun: Results) -> tuple[Path, Results]:
+    """The folder, by default today's, and what it has so far of the same machine, commit and setting.
+
+    Raises SettingsError where the folder that was named has others.
+    """
+    for place in [folder] if folder else _todays_folders():
+        try:
+            stored = load(place)
+        except FileNotFoundError:
+            return place, begun
+        if not stored["parts"]:
+            return place, begun
+        if all(stored[key] == begun[key] for key in ("environment", "setting")):
+            return place, stored
+    raise SettingsError(f"{folder} has results of another machine, commit or setting; name another folder")
+
+
+def _todays_folders() -> Iterator[Path]:
+    """Where results of this processor and this day may be."""
     model = re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", processor())).strip("-").lower()
-    return results / f"{model}-{datetime.now(UTC):%Y-%m-%d}"
+    name = f"{model}-{datetime.now(UTC):%Y-%m-%d}"
+    yield RESULTS / name
+    yield from (RESULTS / f"{name}-{number}" for number in itertools.count(2))
 
 
-def measure(measure_part: Callable[[Setting], Any], setting: Setting) -> Part:
-    """Measure a part, and watch the machine meanwhile."""
+def measure(module: ModuleType, setting: Setting) -> Part:
+    """Make the models of a part, then measure it, and watch the machine meanwhile."""
+    module.prepare(setting)
     began = datetime.now(UTC)
     with Watch() as watch:
-        found = measure_part(setting)
+        found = module.measure(setting)
     return Part(
         began=began.isoformat(timespec="seconds"),
         seconds=(datetime.now(UTC) - began).total_seconds(),
-        setting=setting.to_json(),
-        environment=environment(),
         watched=watch.found,
         found=found,
     )
 
 
-def load(folder: Path) -> Parts:
-    """What a folder has; nothing where there is none. Raises DatasetError."""
+def load(folder: Path) -> Results:
+    """What a folder has. Raises DatasetError, or FileNotFoundError where there is nothing."""
+    path = folder / STORED
     try:
-        found: Parts = json.loads((folder / STORED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        found: Results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DatasetError(f"{folder / STORED} is no JSON: {error}") from error
+        raise DatasetError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or found.keys() != Results.__annotations__.keys():
+        raise DatasetError(f"{path} is not what the benchmarks write")
     return found
 
 
-def store(folder: Path, parts: Parts) -> None:
-    """Write all at once: what was there stays whole until then."""
+def add(folder: Path, name: str, part: Part) -> None:
+    """Store a part beside what is there by now."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else measures into this folder is waited for
+        stored = load(folder)
+        stored["parts"][name] = part
+        store(folder, stored)
+    finally:
+        os.close(lock)
+
+
+def store(folder: Path, results: Results) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f".{STORED}"
-    written.write_text(json.dumps(parts) + "\n", encoding="utf-8")
-    os.replace(written, folder / STORED)
+    replace(folder / STORED, json.dumps(results) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write all at once: what was there stays whole until then."""
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        written.write_text(text, encoding="utf-8")
+        os.replace(written, path)
+    finally:
+        written.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import Any
 from benchmarks import models
 from distilqa.engine import usable_cores
 from distilqa.evaluation import Question, read_questions
+from distilqa_export.errors import CheckpointError
 from distilqa_export.samples import packaged_evaluation
+
+# Up to which every part measures; longer windows only where the model takes them.
+_LEAST_POSITIONS = 384
+
+_QUICK_QUESTIONS, _TINY_QUESTIONS = 500, 4
 
 
 @dataclass(frozen=True)
@@ -40,34 +47,58 @@ class Setting:
     @property
     def load_s(self) -> float:
         """How long a load lasts."""
-        return 0.5 if self.tiny else 5 if self.quick else 60
+        return 0.5 if self.tiny else 10 if self.quick else 60
 
     @cached_property
     def questions(self) -> list[Question]:
-        """Those whose answers are judged."""
+        """Those whose answers are judged: all, or a sample of them."""
         asked = read_questions(self.squad) if self.squad else packaged_evaluation()
-        return asked[: 4 if self.tiny else 500 if self.quick else None]
+        count = _TINY_QUESTIONS if self.tiny else _QUICK_QUESTIONS if self.quick else len(asked)
+        return random.Random(0).sample(asked, min(count, len(asked)))
 
     @cached_property
     def distilbert_checkpoint(self) -> Path:
-        return models.distilbert(self.distilbert)
+        return _long_enough(models.distilbert(self.distilbert))
 
     @cached_property
     def bert_checkpoint(self) -> Path:
-        return models.bert(self.bert)
+        return _long_enough(models.bert(self.bert))
 
     def check(self) -> None:
         """Read what the caller gave, so that a mistake is told at once. Raises DatasetError or CheckpointError."""
-        _ = self.questions, self.distilbert_checkpoint, self.bert_checkpoint
+        _ = self.questions, self.distilbert_checkpoint
+        if self.bert:
+            _ = self.bert_checkpoint
 
     def to_json(self) -> dict[str, Any]:
         return {
             "quick": self.quick,
             "tiny": self.tiny,
             "distilbert": self.distilbert,
+            "distilbert_shape": _config(self.distilbert_checkpoint),
             "bert": self.bert,
             "squad": self.squad and self.squad.name,
+            "questions": len(self.questions),
             "rounds": self.rounds,
             "load_s": self.load_s,
-            "questions": len(self.questions),
         }
+
+
+def _config(checkpoint: Path) -> dict[str, int]:
+    """The shape of a checkpoint."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint)
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "positions": config.max_position_embeddings,
+    }
+
+
+def _long_enough(checkpoint: Path) -> Path:
+    """The same. Raises CheckpointError where it does not take the windows that are measured."""
+    positions = _config(checkpoint)["positions"]
+    if positions < _LEAST_POSITIONS:
+        raise CheckpointError(f"{checkpoint} takes {positions} tokens; windows of {_LEAST_POSITIONS} are measured")
+    return checkpoint

@@ -10,17 +10,17 @@ from benchmarks.race import Ratio, seconds
 
 
 class Target(NamedTuple):
-    """A figure that was asked for, and what was found."""
+    """A figure that was asked for, and what was found; ``met`` is None where the machine was contended."""
 
     measure: str
     found: str
     asked: str
-    met: bool
+    met: bool | None
 
 
 def targets_table(targets: Sequence[Target]) -> str:
-    rows = [[one.measure, one.found, one.asked, "yes" if one.met else "NO"] for one in targets]
-    return table(["measure", "found", "asked", "met"], rows)
+    told = {True: "yes", False: "NO", None: "contended"}
+    return table(["measure", "found", "asked", "met"], [[*one[:3], told[one.met]] for one in targets])
 
 
 def faster(measure: str, ratio: Ratio, least: float) -> Target:
@@ -30,7 +30,7 @@ def faster(measure: str, ratio: Ratio, least: float) -> Target:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def milliseconds(samples: Sequence[Sequence[float]]) -> str:

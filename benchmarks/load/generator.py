@@ -28,15 +28,17 @@ _METHOD = "/distilqa.v1.QuestionAnswering/Answer"
 
 @dataclass(slots=True)
 class Load:
-    """What came of a load of ``seconds``, all of which had ended after ``all_s``.
+    """What came of a load of ``seconds``, after a while in which all became warm; all had ended after ``all_s``.
 
-    ``in_time`` is how many were answered in those seconds; ``latencies_s`` are of those that were sent in them,
-    ``runs_s`` is what the model took for each that was answered.
+    ``calls`` and ``ends`` are of all. ``due`` is how many were to be sent in those seconds, ``latencies_s`` are of
+    those of them that were answered, ``in_time`` is how many were answered in those seconds. ``runs_s`` is what the
+    model took for each that was answered.
     """
 
     seconds: float
     all_s: float = 0.0
     calls: int = 0
+    due: int = 0
     in_time: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
@@ -56,8 +58,13 @@ class Load:
         return self.in_time / self.seconds
 
     @property
+    def due_per_s(self) -> float:
+        return self.due / self.seconds
+
+    @property
     def failed(self) -> int:
-        return self.ends.total() - self.ends["OK"]
+        """Of those that were due, how many were not answered."""
+        return self.due - len(self.latencies_s)
 
     def quantile_s(self, share: float, *, failed: bool = False) -> float:
         """The latency that this share of the calls stays below, those that failed counted as endless or not at all."""
@@ -135,6 +142,7 @@ def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 async def _call(method: Any, request: bytes, scheduled: float, start: float, load: Load) -> None:
     load.calls += 1
+    load.due += scheduled >= start
     try:
         reply = await method(request, timeout=DEADLINE_S)
     except grpc.aio.AioRpcError as error:

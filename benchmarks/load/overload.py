@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load.generator import Load, answer_method, closed, open_loop, serialize
-from benchmarks.load.processes import Running, server
+from benchmarks.load.processes import Running, ServerFailed, most_resident_mb, server
+from benchmarks.tables import Target, table, targets_table
 from distilqa.engine import usable_cores
 from distilqa.settings import ServerSettings
 from distilqa_export.samples import packaged_evaluation
@@ -28,17 +29,17 @@ CALLERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """The peak, and what came of more; ``server_ended`` is how the calls of both ended by the server's count."""
+    """The peak, and what came of more.
+
+    ``bound_s`` is how long the last of as many requests as may be in flight takes, were they the longest of all;
+    ``server_ended`` is how the calls of both ended by the server's count, ``most_mb`` the most memory that it had.
+    """
 
     peak: Load
     over: Load
+    bound_s: float
     server_ended: dict[str, int]
-
-    @property
-    def bound_s(self) -> float:
-        """How long the last of as many requests as may be in flight takes, were they the longest of all."""
-        most: int = ServerSettings.model_fields["max_requests"].default
-        return sum(sorted(self.over.runs_s)[-most:]) / usable_cores()
+    most_mb: float
 
     @property
     def miscounted(self) -> int:
@@ -54,45 +55,52 @@ def measure(bundle: Path, arguments: Namespace) -> Overload:
     requests = serialize(packaged_evaluation()[:200])
     with server(bundle) as running:
         peak, over = asyncio.run(_measure(running, requests, arguments.seconds))
-    return Overload(peak, over, running.ended)
+        most_mb = most_resident_mb(running.pid)
+    most: int = ServerSettings.model_fields["max_requests"].default
+    return Overload(peak, over, bound_s(over.runs_s, most, usable_cores()), running.ended, most_mb)
+
+
+def bound_s(runs_s: Sequence[float], most: int, cores: int) -> float:
+    """How long a queue of ``most`` of the longest runs takes, a core each."""
+    return sum(sorted(runs_s)[-most:]) / cores
 
 
 async def _measure(running: Running, requests: Sequence[bytes], seconds: float) -> tuple[Load, Load]:
     async with answer_method(running.address) as method:
         peak = await closed(method, running.pid, requests, seconds, CALLERS)
         if not peak.in_time:
-            raise RuntimeError(f"nothing was answered in {seconds:g} s; --seconds")
+            raise ServerFailed(f"nothing was answered in {seconds:g} s")
         return peak, await open_loop(method, running.pid, requests, seconds, TIMES * peak.answers_per_s)
 
 
-def report(found: Overload) -> str:
-    """Markdown: a row for each load, and what was asked."""
-    rows = []
-    for name, load in (("peak", found.peak), (f"{TIMES} times", found.over)):
-        ends = ", ".join(f"{count} {end}" for end, count in load.ends.most_common())
-        rows.append(
-            f"| {name} | {load.calls / load.all_s:.0f} | {load.answers_per_s:.1f} | {load.quantile_s(0.5):.2f} |"
-            f" {load.quantile_s(0.99):.2f} | {load.server_cpu_s / load.all_s:.2f} |"
-            f" {load.generator_cpu_s / load.all_s:.2f} | {ends} |"
-        )
+def targets(found: Overload) -> list[Target]:
     share, p99_s = found.over.answers_per_s / found.peak.answers_per_s, found.over.quantile_s(0.99)
     others = (found.peak.ends + found.over.ends).total() - sum(
         load.ends[end] for load in (found.peak, found.over) for end in ("OK", "RESOURCE_EXHAUSTED")
     )
-    checks = (
-        (f"goodput at {TIMES} times the peak's", f"{share:.2f} of peak", f"at least {TARGET}", share >= TARGET),
-        ("p99 of accepted calls", f"{p99_s:.2f} s", f"at most {found.bound_s:.2f} s", p99_s <= found.bound_s),
-        ("calls neither answered nor refused", f"{others}", "0", others == 0),
-        ("calls that the server counts otherwise", f"{found.miscounted}", "0", found.miscounted == 0),
-    )
-    return "\n".join(
-        [
-            "| load | calls/s | answers/s | p50, s | p99, s | server, cores | generator, cores | calls by end |",
-            "|---|---|---|---|---|---|---|---|",
-            *rows,
-            "",
-            "|  | found | asked | met |",
-            "|---|---|---|---|",
-            *(f"| {what} | {value} | {asked} | {'yes' if met else 'NO'} |" for what, value, asked, met in checks),
-        ]
-    )
+    return [
+        Target(
+            f"goodput at {TIMES} times the peak's calls", f"{share:.2f} of peak", f"at least {TARGET}", share >= TARGET
+        ),
+        Target(
+            "p99 of accepted calls then", f"{p99_s:.2f} s", f"at most {found.bound_s:.2f} s", p99_s <= found.bound_s
+        ),
+        Target("calls neither answered nor refused", f"{others}", "0", others == 0),
+        Target("calls that the server counts otherwise", f"{found.miscounted}", "0", found.miscounted == 0),
+    ]
+
+
+def loads_table(found: Overload) -> str:
+    rows = []
+    for name, load in ((f"peak, {CALLERS} callers", found.peak), (f"{TIMES} times", found.over)):
+        ends = ", ".join(f"{count} {end}" for end, count in load.ends.most_common())
+        cores = [f"{spent / load.all_s:.2f}" for spent in (load.server_cpu_s, load.generator_cpu_s)]
+        latencies = [f"{load.quantile_s(share):.2f}" for share in (0.5, 0.99)]
+        rows.append([name, f"{load.due_per_s:.1f}", f"{load.answers_per_s:.1f}", *latencies, *cores, ends])
+    head = ["load", "calls/s", "answers/s", "p50, s", "p99, s", "server, cores", "generator, cores", "all calls by end"]
+    return table(head, rows)
+
+
+def report(found: Overload) -> str:
+    """Markdown: a row for each load, and what was asked."""
+    return f"{loads_table(found)}\n\n{targets_table(targets(found))}"

@@ -14,6 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distilqa.errors import DistilqaError
+
+
+class ServerFailed(DistilqaError):
+    """A server did not start, ended, or answered nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -38,7 +44,7 @@ def server(bundle: Path, variant: str | None = None) -> Iterator[Running]:
             found = re.search(r" on (\S+)\. ", process.stdout.readline())
             if not found:
                 log.seek(0)
-                raise RuntimeError(f"the server did not start: {log.read()}")
+                raise ServerFailed(f"the server did not start: {' '.join(log.read().split())}")
             threading.Thread(target=process.stdout.read, daemon=True).start()
             running = Running(found[1], process.pid)
             yield running
@@ -46,14 +52,25 @@ def server(bundle: Path, variant: str | None = None) -> Iterator[Running]:
             process.terminate()
             process.wait()
         log.seek(0)
-        *_, last = log
-        running.ended.update(json.loads(last)["ended"])
+        *_, last = ["", *log]
+        try:
+            running.ended.update(json.loads(last)["ended"])
+        except (ValueError, KeyError):
+            raise ServerFailed(f"the server ended with {process.returncode}: {last.strip()}") from None
 
 
 def cpu_s(pid: int) -> float:
     """CPU seconds, of user and system, that a process and its threads have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def most_resident_mb(pid: int) -> float:
+    """The most that a process ever had in RAM, in megabytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, flags=re.MULTILINE)
+    assert found, "Linux tells it"
+    return int(found[1]) * 1024 / 1e6
 
 
 def resident_mb(pid: int) -> float:

@@ -21,7 +21,7 @@ from distilqa_protos.v1 import question_answering_pb2 as pb
 def load(answered: int, refused: int = 0) -> Load:
     latencies = [number / 100 for number in range(answered, 0, -1)]
     ends = Counter({"OK": answered, "RESOURCE_EXHAUSTED": refused})
-    return Load(10.0, ends=ends, latencies_s=latencies)
+    return Load(10.0, due=answered + refused, ends=ends, latencies_s=latencies)
 
 
 def test_quantiles_are_those_of_sorted_latencies() -> None:
@@ -82,8 +82,8 @@ async def test_calls_that_fail_are_counted_by_their_status() -> None:
     found = await open_loop(method, os.getpid(), [b"", b"asked"], seconds=0.2, rate=200)
     assert set(found.ends) == {"OK", "RESOURCE_EXHAUSTED"}
     assert found.ends.total() == found.calls
-    assert found.failed == found.ends["RESOURCE_EXHAUSTED"]
-    assert len(found.latencies_s) <= found.ends["OK"]
+    assert 0 < found.failed <= found.ends["RESOURCE_EXHAUSTED"]
+    assert found.due == found.failed + len(found.latencies_s) < found.calls
 
 
 async def test_callers_ask_again_when_answered() -> None:

@@ -8,19 +8,31 @@ from collections import Counter
 import pytest
 from benchmarks.load.__main__ import attributes
 from benchmarks.load.generator import Load
-from benchmarks.load.overload import Overload, report
-
-from distilqa.settings import ServerSettings
+from benchmarks.load.overload import Overload, bound_s, report, targets
 
 
 def load(answered: int, refused: int, in_time: int, **others: int) -> Load:
     ends = Counter({"OK": answered, "RESOURCE_EXHAUSTED": refused, **others})
     latencies = [number / 100 for number in range(answered, 0, -1)]
-    return Load(10.0, 12.0, ends.total(), in_time, ends, latencies, [0.5] * answered, 20.0, 1.0)
+    return Load(
+        seconds=10.0,
+        all_s=12.0,
+        calls=ends.total(),
+        due=ends.total(),
+        in_time=in_time,
+        ends=ends,
+        latencies_s=latencies,
+        server_cpu_s=20.0,
+        generator_cpu_s=1.0,
+    )
+
+
+def overload(peak: Load, over: Load, ended: dict[str, int] | None = None, bound_s: float = 1.0) -> Overload:
+    return Overload(peak, over, bound_s, ended or {}, most_mb=300.0)
 
 
 def test_all_that_was_measured_is_in_the_json() -> None:
-    found = Overload(load(3, 2, 1), load(1, 0, 0), {"OK": 4})
+    found = overload(load(3, 2, 1), load(1, 0, 0), {"OK": 4})
     stored = json.loads(json.dumps({"overload": found}, default=attributes))["overload"]
     assert stored["server_ended"] == {"OK": 4}
     assert stored["peak"]["ends"] == {"OK": 3, "RESOURCE_EXHAUSTED": 2}
@@ -37,25 +49,25 @@ def test_all_that_was_measured_is_in_the_json() -> None:
     ],
 )
 def test_both_sides_must_count_alike(ended: dict[str, int], miscounted: int) -> None:
-    found = Overload(load(100, 0, 90), load(80, 300, 75), ended)
+    found = overload(load(100, 0, 90), load(80, 300, 75), ended)
     assert found.miscounted == miscounted
-    assert f"| calls that the server counts otherwise | {miscounted} | 0 | {'NO' if miscounted else 'yes'} |" in report(
-        found
-    )
+    told = "NO" if miscounted else "yes"
+    assert f"| calls that the server counts otherwise | {miscounted} | 0 | {told} |" in report(found)
 
 
-def test_a_load_that_meets_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.load.overload.usable_cores", lambda: 1000)
-    found = Overload(load(100, 0, 90), load(80, 300, 75, UNAVAILABLE=1), {})
-    goodput, p99, others, _ = report(found).splitlines()[-4:]
-    assert goodput == "| goodput at 5 times the peak's | 0.83 of peak | at least 0.85 | NO |"
-    assert p99 == "| p99 of accepted calls | 0.80 s | at most 0.04 s | NO |"
-    assert others == "| calls neither answered nor refused | 1 | 0 | NO |"
+def test_a_load_that_meets_nothing_says_so() -> None:
+    found = overload(load(100, 0, 90), load(80, 300, 75, UNAVAILABLE=1), bound_s=0.04)
+    goodput, p99, others, _ = targets(found)
+    assert goodput == ("goodput at 5 times the peak's calls", "0.83 of peak", "at least 0.85", False)
+    assert p99 == ("p99 of accepted calls then", "0.80 s", "at most 0.04 s", False)
+    assert others == ("calls neither answered nor refused", "1", "0", False)
 
 
-def test_the_bound_is_a_queue_of_the_longest_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.load.overload.usable_cores", lambda: 2)
-    most = ServerSettings.model_fields["max_requests"].default
-    over = load(most, 0, 0)
-    over.runs_s = [1.0] * most + [0.1] * 1000
-    assert Overload(over, over, {}).bound_s == most / 2
+def test_rates_are_of_the_seconds_that_count() -> None:
+    row = next(line for line in report(overload(load(100, 0, 90), load(80, 300, 75))).splitlines() if "5 times" in line)
+    assert row.startswith("| 5 times | 38.0 | 7.5 |")
+
+
+def test_the_bound_is_a_queue_of_the_longest_runs() -> None:
+    assert bound_s([1.0] * 6 + [0.1] * 1000, most=6, cores=2) == 3.0
+    assert bound_s([1.0], most=6, cores=1) == 1.0
