@@ -65,9 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="where to write (default benchmarks/results/<cpu-model>-<date>)")  # fmt: skip
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="measure nothing: write a folder's report again")
     parser.add_argument("--json", action="store_true", help="print all that is stored, instead of the main table")
-    parser.add_argument(
-        "--tiny", action="store_true", help=argparse.SUPPRESS
-    )  # for tests: shows nothing but that it works
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for tests
     arguments = parser.parse_args(argv)
     others = {name for name, value in vars(arguments).items() if value} - {"report", "json", "tiny"}
     if arguments.report and others:

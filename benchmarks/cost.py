@@ -59,7 +59,7 @@ def _bundles(setting: Setting) -> dict[str, Path]:
 def measure(setting: Setting) -> Cost:
     bundles = _bundles(setting)
     variants = ("cpu-int8",) if setting.tiny or setting.quick else ("cpu-int8", "cpu-fp32")
-    rounds = 1 if setting.tiny else 3
+    rounds = 1 if setting.tiny else 2 if setting.quick else 3
     found = Cost(price_per_s=setting.price_per_s, loads={})
     requests = serialize(packaged_evaluation()[:_ASKED])
     with ProgressBar("cost", rounds * len(bundles) * len(variants), sys.stderr) as progress:

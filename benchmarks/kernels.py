@@ -100,7 +100,7 @@ def _shapes(setting: Setting, positions: int) -> tuple[list[Shape], list[Shape]]
     if setting.tiny:
         return [Shape(1, 8), Shape(1, 16)], [Shape(2, 8)]
     if setting.quick:
-        return [Shape(1, length) for length in QUICK_LENGTHS], [Shape(8, 16), Shape(8, 64)]
+        return [Shape(1, length) for length in QUICK_LENGTHS], [Shape(8, 16)]
     lengths = [Shape(1, length) for length in LENGTHS if length <= positions]
     return lengths, [Shape(windows, length) for length in BATCH_LENGTHS for windows in BATCHES]
 

@@ -17,7 +17,7 @@ from distilqa_export.samples import packaged_evaluation
 # Up to which every part measures; longer windows only where the model takes them.
 _LEAST_POSITIONS = 384
 
-_QUICK_QUESTIONS, _TINY_QUESTIONS = 500, 4
+_QUICK_QUESTIONS, _TINY_QUESTIONS = 300, 4
 
 
 @dataclass(frozen=True)
