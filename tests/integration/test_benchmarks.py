@@ -128,6 +128,7 @@ def test_cost_counts_cpu_and_money(found: dict[str, Any], measured: tuple[Path, 
 def begun(tiny: list[str], measured: tuple[Path, str], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """The suite, once cost, which it was told to measure first, is done."""
     command = [*SUITE, *tiny, "--results", str(tmp_path), "--only", "cost", "--only", "kernels"]
+    command = ["env", "--default-signal=INT", *command]  # which what a shell has in the background ignores
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -75,7 +75,8 @@ class Shell:
         command = command.replace(".venv/bin/distilqa", "distilqa").replace(ADDRESS, self.address)
         command = command.replace(PRINTED_ADDRESS, self.address)
         if command.startswith("make bench"):
-            command += f" BENCH_FLAGS='--tiny --only cost {self.tiny} --results {self.directory / 'results'}'"
+            results = self.directory / command.removeprefix("make ")
+            command += f" BENCH_FLAGS='--tiny --only cost {self.tiny} --results {results}'"
         if command == "make serve":
             command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT} {self.few}'"
         if command.startswith(("make serve", "distilqa serve ")) and not command.endswith("--print-settings"):

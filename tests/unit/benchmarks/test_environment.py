@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.environment import Watch, environment, features
+from benchmarks.environment import Watch, _own_ticks, environment, features
 
-# Works for a second, says so, and waits.
-_BURN = "import time\nwhile time.process_time() < 1: pass\nprint(flush=True)\ninput()"
+# Starts a process that works for a second, says its number, and waits; and leaves it.
+_LEAVE = """
+import subprocess, sys
+work = "import os, time\\nwhile time.process_time() < 1: pass\\nprint(os.getpid(), flush=True)\\ntime.sleep(60)"
+subprocess.Popen([sys.executable, "-c", work])
+"""
 
 
 @pytest.mark.parametrize(
@@ -57,11 +63,21 @@ def test_a_contended_machine_is_told(
     assert watch.found["others_cores"] == pytest.approx(max(0, spent[1] - spent[3]) / spent[0])
 
 
-def test_the_work_of_another_process_is_seen() -> None:
-    command = [sys.executable, "-c", _BURN]
-    with subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as burning:
-        with Watch() as watch:  # not until it is ended, for then it would count as ours
-            assert burning.stdout is not None
-            burning.stdout.readline()
-        burning.kill()
+def test_the_work_of_what_was_not_started_from_here_is_seen() -> None:
+    with Watch() as watch, subprocess.Popen([sys.executable, "-c", _LEAVE], stdout=subprocess.PIPE) as leaving:
+        leaving.wait()
+        assert leaving.stdout is not None
+        left = int(leaving.stdout.readline())
+    os.kill(left, signal.SIGKILL)
     assert watch.found["others_cores"] > 0.1
+    assert watch.found["contended"]
+
+
+def test_the_work_of_what_was_started_from_here_is_ours() -> None:
+    work = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    before = _own_ticks()
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as working:
+        assert working.stdout is not None
+        working.stdout.readline()
+        assert _own_ticks() - before >= 0.4 * os.sysconf("SC_CLK_TCK")
+        working.kill()
