@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks import PARTS
+
 # What the suite imports and a smaller installation lacks: said at once, rather than after half an hour.
 _NEEDED = (
     "distilqa", "grpc", "matplotlib", "nncf", "onnx", "onnx_ir", "onnxruntime", "openvino", "optimum", "pydantic",
     "torch", "transformers",
 )  # fmt: skip
 _INSTALL = "pip install --editable '.[cpu,server,export,bench]'"
-
-_PARTS = ("claims", "kernels", "serving", "quality", "cost")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--quick", action="store_true", help="one thread, fewer shapes and questions, shorter loads")
-    parser.add_argument("--only", action="append", choices=_PARTS, metavar="PART",
-                        help=f"measure this part only ({', '.join(_PARTS)}); may be repeated")  # fmt: skip
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="PART",
+                        help=f"measure this part only ({', '.join(PARTS)}); may be repeated")  # fmt: skip
     parser.add_argument("--distilbert", metavar="CHECKPOINT",
                         help="folder or hub id, instead of the shipped checkpoint at the target's shape")  # fmt: skip
     parser.add_argument("--bert", metavar="CHECKPOINT", help="folder or hub id, instead of seeded random weights")
@@ -82,7 +82,7 @@ def price(text: str) -> float:
 
 def _measure(arguments: argparse.Namespace) -> None:
     from benchmarks import results
-    from benchmarks.report import PARTS
+    from benchmarks.report import MODULES
     from benchmarks.setting import Setting
 
     setting = Setting(
@@ -94,13 +94,11 @@ def _measure(arguments: argparse.Namespace) -> None:
         price_per_s=arguments.price_per_second,
     )
     setting.check()
-    folder, measured = results.open_folder(arguments.results, results.new(setting))
-    results.store(folder, measured)  # which shows that it can be written to
+    folder = results.open_folder(arguments.results, results.new(setting))
     try:
-        for name in arguments.only or _PARTS:
+        for name in arguments.only or PARTS:
             print(f"{name}:", file=sys.stderr, flush=True)
-            part = results.measure(PARTS[name], setting)
-            results.add(folder, name, part)
+            results.add(folder, name, results.measure(MODULES[name], setting))
     finally:
         if results.load(folder)["parts"]:
             with _undisturbed():

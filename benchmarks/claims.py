@@ -14,13 +14,12 @@ from typing import TypedDict
 
 from benchmarks import models
 from benchmarks.race import Raced, Ratio, race, ratio, seconds
-from benchmarks.setting import Setting
+from benchmarks.setting import BERT, DISTILBERT, Setting
 from benchmarks.tables import Target, faster, milliseconds, plural, spread, table
-from benchmarks.worker import Shape, System, SystemFailed
+from benchmarks.worker import Shape, System, SystemFailed, bundled
 from distilqa.bundle import VARIANTS, Bundle
 from distilqa.engine import usable_cores
 
-DISTILBERT, BERT = "DistilBERT", "bert-base"
 PYTORCH = "PyTorch fp32"
 SYSTEMS = (PYTORCH, "cpu-fp32", "cpu-int8")
 
@@ -54,12 +53,12 @@ class Claims(TypedDict):
 
 def prepare(setting: Setting) -> None:
     """Make the models."""
-    for checkpoint in (setting.distilbert_checkpoint, setting.bert_checkpoint):
+    for checkpoint in setting.checkpoints.values():
         models.bundle(checkpoint)
 
 
 def measure(setting: Setting) -> Claims:
-    checkpoints = {DISTILBERT: setting.distilbert_checkpoint, BERT: setting.bert_checkpoint}
+    checkpoints = setting.checkpoints
     bundles = {name: models.bundle(checkpoint) for name, checkpoint in checkpoints.items()}
     given = {DISTILBERT: setting.distilbert, BERT: setting.bert}
     found = Claims(
@@ -77,7 +76,7 @@ def measure(setting: Setting) -> Claims:
         found["chosen"][str(threads)] = chosen
         systems = {f"{PYTORCH}, {name}": System(chosen[name], checkpoint) for name, checkpoint in checkpoints.items()}
         systems |= {
-            f"{variant}, {name}": System("bundled", bundle / Bundle.open(bundle).variant(variant)[1].file)
+            f"{variant}, {name}": bundled(bundle)[variant]
             for variant in (["cpu-int8"] if setting.quick else VARIANTS)
             for name, bundle in bundles.items()
         }
@@ -200,11 +199,10 @@ def _speed(raced: Raced, shape: str, title: str) -> str:
 def _throughput(raced: Raced) -> str:
     """Of as many runs at once as there are cores, each on one thread."""
     ((shape, samples),) = raced["samples_s"].items()
-    at_once = int(shape.partition(", ")[2].split()[0]) if "," in shape else 1
     rows = []
     for system in measured_systems(raced):
         own, others = samples[f"{system}, {DISTILBERT}"], samples[f"{system}, {BERT}"]
-        rates = [f"{at_once / statistics.median(seconds(one)):.1f}" for one in (own, others)]
+        rates = [f"{Shape.parse(shape).at_once / statistics.median(seconds(one)):.1f}" for one in (own, others)]
         rows.append([system, *rates, spread(ratio(own, others)), _claimed(system)])
     return table([f"runs/s, {shape}, a core each", DISTILBERT, BERT, _FASTER, "claimed"], rows)
 

@@ -239,7 +239,7 @@ def _quiet() -> Iterator[None]:
 @cache
 def _digest() -> str:
     """Of all that models are made by and of: this code, the exporter's with its data, versions, the checkpoint."""
-    found = hashlib.sha256(repr(packages()).encode())
+    found = hashlib.sha256(repr(packages()).encode() + Path(__file__).read_bytes())
     for folder in (ROOT / "export", ROOT / "serving", CHECKPOINT):
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
             found.update(path.read_bytes())

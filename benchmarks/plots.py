@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import quality
-from benchmarks.claims import BERT, DISTILBERT, PYTORCH, Claims, measured_systems
+from benchmarks.claims import PYTORCH, Claims, measured_systems
 from benchmarks.kernels import OURS, Kernels
 from benchmarks.load.generator import Load
 from benchmarks.quality import Quality
 from benchmarks.race import ratio, seconds
 from benchmarks.results import Results
 from benchmarks.serving import BOUNDS_S, Serving
+from benchmarks.setting import BERT, DISTILBERT
 from benchmarks.tables import plural
+from benchmarks.worker import Shape
 
 _COLORS = {BERT: "#9aa5b1", DISTILBERT: "#2f6fb0"}
 _OURS, _OTHERS = "#2f6fb0", ("#d1603d", "#e0a030", "#5b8c5a", "#8d6aa8", "#9aa5b1", "#444444", "#c06c94")
@@ -87,7 +89,7 @@ def _speed_up(figure: Any, found: Kernels) -> None:
     panels = figure.subplots(2, len(found["lengths"]), squeeze=False, sharex=True, sharey="row", height_ratios=(2, 3))
     for column, raced in zip(panels.T, found["lengths"], strict=True):
         shapes = raced["samples_s"]
-        tokens = [int(shape.split("x")[1]) for shape in shapes]
+        tokens = [Shape.parse(shape).tokens for shape in shapes]
         names = [name for name in next(iter(shapes.values())) if name != OURS]
         for name, color in zip(names, _OTHERS, strict=True):
             axes = column[int("int8" in name)]

@@ -24,7 +24,7 @@ from benchmarks import models
 from benchmarks.setting import Setting
 from benchmarks.systems import KINDS, Run
 from benchmarks.tables import Target, table
-from benchmarks.worker import System
+from benchmarks.worker import System, bundled
 from distilqa.bundle import Bundle
 from distilqa.engine import SHARED_RUN_WINDOWS, usable_cores
 from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question
@@ -92,7 +92,7 @@ def measure(setting: Setting) -> Quality:
     bert = {}
     if setting.bert:
         bundle = models.calibrated_bundle(setting.bert_checkpoint)
-        for name, system in _bundled(bundle).items():
+        for name, system in bundled(bundle).items():
             judged = _answer(f"bert-base, {name}", bundle, system, questions)[0]
             bert[name] = {"exact_match": judged.exact_match, "f1": judged.f1}
     return Quality(
@@ -104,14 +104,9 @@ def measure(setting: Setting) -> Quality:
     )
 
 
-def _bundled(bundle: Path) -> dict[str, System]:
-    variants = Bundle.open(bundle).manifest.variants
-    return {name: System("bundled", bundle / variant.file) for name, variant in variants.items()}
-
-
 def _systems(checkpoint: Path) -> dict[str, System]:
     """fp32 comes first: the others are compared with it."""
-    variants = _bundled(models.calibrated_bundle(checkpoint))
+    variants = bundled(models.calibrated_bundle(checkpoint))
     return {FP32: variants.pop(FP32)} | variants | {
         "optimum int8": System("onnxruntime", models.optimum_int8(checkpoint)),
         "ONNX Runtime int8": System("onnxruntime", models.onnxruntime_int8(checkpoint)),

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
-from benchmarks import claims, cost, kernels, quality, serving
+from benchmarks import PARTS
 from benchmarks.plots import PLOTS
 from benchmarks.race import Raced, unsteadiness
 from benchmarks.results import STORED, Part, Results
 from benchmarks.tables import Target, table, targets_table
 
-PARTS: dict[str, ModuleType] = {
-    "claims": claims,
-    "kernels": kernels,
-    "serving": serving,
-    "quality": quality,
-    "cost": cost,
-}
-
+MODULES = {name: import_module(f"benchmarks.{name}") for name in PARTS}
 
 # The layers and the width of the model that figures were asked of.
 _TARGET_SHAPE = (6, 768)
@@ -40,7 +33,7 @@ def report(results: Results) -> str:
         _measured(results["setting"]),
         summary(results),
     ]
-    for name, module in PARTS.items():
+    for name, module in MODULES.items():
         if name in parts:
             blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(name, parts[name])]
             blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in PLOTS if plot.part == name]
@@ -62,7 +55,7 @@ def main_table(results: Results) -> str:
     if (shape["layers"], shape["hidden"]) != _TARGET_SHAPE:
         return ""
     targets: list[Target] = []
-    for name, module in PARTS.items():
+    for name, module in MODULES.items():
         if name in results["parts"]:
             part = results["parts"][name]
             found = module.targets(part["found"])

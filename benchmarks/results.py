@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -47,20 +48,23 @@ def new(setting: Setting) -> Results:
     return Results(environment=environment(), setting=setting.to_json(), parts={})
 
 
-def open_folder(folder: Path | None, begun: Results) -> tuple[Path, Results]:
-    """The folder, by default today's, and what it has so far of the same machine, commit and setting.
+def open_folder(folder: Path | None, begun: Results) -> Path:
+    """The folder, by default today's, into which what was begun belongs; it can be written to.
 
-    Raises SettingsError where the folder that was named has others.
+    Raises SettingsError where the folder that was named has results of another machine, commit or setting.
     """
     for place in [folder] if folder else _todays_folders():
-        try:
-            stored = load(place)
-        except FileNotFoundError:
-            return place, begun
-        if not stored["parts"]:
-            return place, begun
-        if all(stored[key] == begun[key] for key in ("environment", "setting")):
-            return place, stored
+        place.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            try:
+                stored = load(place)
+            except FileNotFoundError:
+                stored = begun
+            if not stored["parts"]:
+                stored = begun
+            if all(stored[key] == begun[key] for key in ("environment", "setting")):
+                store(place, stored)
+                return place
     raise SettingsError(f"{folder} has results of another machine, commit or setting; name another folder")
 
 
@@ -100,12 +104,19 @@ def load(folder: Path) -> Results:
 
 def add(folder: Path, name: str, part: Part) -> None:
     """Store a part beside what is there by now."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever else measures into this folder is waited for
+    with _locked(folder):
         stored = load(folder)
         stored["parts"][name] = part
         store(folder, stored)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Whoever else measures into this folder is waited for."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(lock)
 

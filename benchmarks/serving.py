@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 
 from benchmarks import models
 from benchmarks.load import overload
-from benchmarks.load.generator import Load, answer_method, closed, open_loop, serialize
+from benchmarks.load.generator import Load, answer_method, asked, closed, open_loop, serialize
 from benchmarks.load.overload import Overload
 from benchmarks.load.processes import Running, most_resident_mb, server
 from benchmarks.setting import Setting
@@ -29,14 +29,11 @@ from benchmarks.tables import Target, table
 from distilqa import Client, Request
 from distilqa.evaluation import Question
 from distilqa.progress import ProgressBar
-from distilqa_export.samples import packaged_evaluation
 
 # Seconds that the p99 of a rate may be.
 BOUNDS_S = (0.1, 0.25, 0.5)
 
 START_TARGET_S, MEMORY_TARGET_MB = 2.0, 350
-
-_ASKED = 200
 
 
 class Trial(TypedDict):
@@ -79,20 +76,21 @@ def prepare(setting: Setting) -> None:
 
 def measure(setting: Setting) -> Serving:
     bundle = models.bundle(setting.distilbert_checkpoint)
-    questions = packaged_evaluation()[:_ASKED]
+    questions = asked()
+    requests = serialize(questions)
     steps, bounds = (10, BOUNDS_S[1:2]) if setting.quick else (2 if setting.tiny else 20, BOUNDS_S)
     starts = [_start(bundle, questions[0]) for _ in range(1 if setting.tiny else 5)]
     loaded = overload.measure(bundle, Namespace(seconds=setting.load_s))
     peak = loaded.peak.answers_per_s
     with server(bundle) as running:
-        single = asyncio.run(_single_stream(running, questions, setting.load_s))
+        single = asyncio.run(_single_stream(running, requests, setting.load_s))
         offline = _offline(running.address, questions, max(1, round(setting.load_s * peak)), setting.load_s)
         tried: dict[int, Load] = {}
 
         def p99_s(step: int) -> float:
             if step not in tried:
                 rate = step / steps * peak
-                tried[step] = asyncio.run(_poisson(running, questions, setting.load_s, rate, step))
+                tried[step] = asyncio.run(_poisson(running, requests, setting.load_s, rate, step))
             return tried[step].quantile_s(0.99, failed=True)
 
         highest: dict[str, float | None] = {}
@@ -137,14 +135,14 @@ def _start(bundle: Path, question: Question) -> tuple[float, float]:
         return time.perf_counter() - began, most_resident_mb(running.pid)
 
 
-async def _single_stream(running: Running, questions: Sequence[Question], seconds: float) -> Load:
+async def _single_stream(running: Running, requests: Sequence[bytes], seconds: float) -> Load:
     async with answer_method(running.address) as method:
-        return await closed(method, running.pid, serialize(questions), seconds, callers=1)
+        return await closed(method, running.pid, requests, seconds, callers=1)
 
 
-async def _poisson(running: Running, questions: Sequence[Question], seconds: float, rate: float, seed: int) -> Load:
+async def _poisson(running: Running, requests: Sequence[bytes], seconds: float, rate: float, seed: int) -> Load:
     async with answer_method(running.address) as method:
-        return await open_loop(method, running.pid, serialize(questions), seconds, rate, seed)
+        return await open_loop(method, running.pid, requests, seconds, rate, seed)
 
 
 def _offline(address: str, questions: Sequence[Question], count: int, expected_s: float) -> Offline:

@@ -14,6 +14,8 @@ from distilqa.evaluation import Question, read_questions
 from distilqa_export.errors import CheckpointError
 from distilqa_export.samples import packaged_evaluation
 
+DISTILBERT, BERT = "DistilBERT", "bert-base"
+
 # Up to which every part measures; longer windows only where the model takes them.
 _LEAST_POSITIONS = 384
 
@@ -63,6 +65,11 @@ class Setting:
     @cached_property
     def bert_checkpoint(self) -> Path:
         return _long_enough(models.bert(self.bert))
+
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        """Both models, by name."""
+        return {DISTILBERT: self.distilbert_checkpoint, BERT: self.bert_checkpoint}
 
     def check(self) -> None:
         """Read what the caller gave, so that a mistake is told at once. Raises DatasetError or CheckpointError."""

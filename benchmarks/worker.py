@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from benchmarks.load.processes import resident_mb
 from benchmarks.systems import KINDS, PYTORCH_ALLOCATOR
+from distilqa.bundle import Bundle
 from distilqa.errors import DistilqaError
 
 # Ids below this are in every vocabulary.
@@ -47,6 +50,12 @@ class System:
         return PYTORCH_ALLOCATOR if self.kind.startswith("pytorch") else {}
 
 
+def bundled(bundle: Path) -> dict[str, System]:
+    """The variants of a bundle, by name."""
+    variants = Bundle.open(bundle).manifest.variants
+    return {name: System("bundled", bundle / variant.file) for name, variant in variants.items()}
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
     """So many windows of so many tokens in a run; ``at_once`` such runs at the same time."""
@@ -54,6 +63,12 @@ class Shape:
     windows: int
     tokens: int
     at_once: int = field(default=1)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The shape that says so of itself."""
+        numbers = [int(number) for number in re.findall(r"\d+", text)]
+        return cls(*numbers)
 
     def __str__(self) -> str:
         return f"{self.windows}x{self.tokens}" + (f", {self.at_once} at once" if self.at_once > 1 else "")
@@ -100,8 +115,7 @@ class Worker:
 
     def resident_mb(self) -> float:
         """Memory that the process has in RAM, in megabytes (10^6 bytes)."""
-        found: float = self._do({})
-        return found
+        return resident_mb(self._process.pid)
 
     def _do(self, command: Mapping[str, object]) -> Any:
         assert self._process.stdin is not None
@@ -136,10 +150,6 @@ def main() -> None:
     pools: dict[int, ThreadPoolExecutor] = {}
     for line in sys.stdin:
         command = json.loads(line)
-        if not command:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            print(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, file=replies, flush=True)
-            continue
         ids = np.random.default_rng(command["seed"]).integers(0, _IDS, (command["windows"], command["tokens"]))
         at_once = command["at_once"]
         pool = pools.setdefault(at_once, ThreadPoolExecutor(at_once)) if at_once > 1 else None

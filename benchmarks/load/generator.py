@@ -11,14 +11,15 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 
-from benchmarks.load.processes import cpu_s
+from benchmarks.load.processes import ServerFailed, cpu_s
 from distilqa.evaluation import Question
+from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 DEADLINE_S = 30.0
@@ -72,6 +73,11 @@ class Load:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def asked() -> list[Question]:
+    """Real questions at their real lengths."""
+    return packaged_evaluation()[:200]
+
+
 def serialize(questions: Sequence[Question]) -> list[bytes]:
     return [
         pb.AnswerRequest(question=one.question, passages=[pb.Passage(text=one.context)]).SerializeToString()
@@ -92,20 +98,19 @@ def _fill_s(seconds: float) -> float:
 
 
 async def closed(method: Any, pid: int, requests: Sequence[bytes], seconds: float, callers: int) -> Load:
-    """Callers who ask again as soon as they are answered."""
+    """Callers who ask again as soon as they are answered. Raises ServerFailed where none was in time."""
     load = Load(seconds)
-    began = time.perf_counter()
-    start = began + _fill_s(seconds)
+    with _counted(load, pid) as began:
+        start = began + _fill_s(seconds)
 
-    async def caller(number: int) -> None:
-        while (now := time.perf_counter()) < start + seconds:
-            number += 1
-            await _call(method, requests[number % len(requests)], now, start, load)
+        async def caller(number: int) -> None:
+            while (now := time.perf_counter()) < start + seconds:
+                number += 1
+                await _call(method, requests[number % len(requests)], now, start, load)
 
-    server_cpu, own_cpu = cpu_s(pid), time.process_time()
-    await asyncio.gather(*(caller(len(requests) * number // callers) for number in range(callers)))
-    load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
-    load.all_s = time.perf_counter() - began
+        await asyncio.gather(*(caller(len(requests) * number // callers) for number in range(callers)))
+    if not load.in_time:
+        raise ServerFailed(f"nothing was answered in {seconds:g} s")
     return load
 
 
@@ -117,18 +122,25 @@ async def open_loop(
     Latency counts from the time at which a call was to be sent, so that a generator that falls behind hides nothing.
     """
     load, chance = Load(seconds), random.Random(seed)
+    calls = []
+    with _counted(load, pid) as began:
+        start = began + _fill_s(seconds)
+        for offset in poisson(rate, start + seconds - began, seed):
+            await asyncio.sleep(max(0.0, began + offset - time.perf_counter()))
+            call = _call(method, chance.choice(requests), began + offset, start, load)
+            calls.append(asyncio.create_task(call))
+        await asyncio.gather(*calls)
+    return load
+
+
+@contextmanager
+def _counted(load: Load, pid: int) -> Iterator[float]:
+    """Counts how long a load takes, and the CPU time of both sides; gives the clock's time at its beginning."""
     server_cpu, own_cpu = cpu_s(pid), time.process_time()
     began = time.perf_counter()
-    start = began + _fill_s(seconds)
-    calls = []
-    for offset in poisson(rate, start + seconds - began, seed):
-        await asyncio.sleep(max(0.0, began + offset - time.perf_counter()))
-        call = _call(method, chance.choice(requests), began + offset, start, load)
-        calls.append(asyncio.create_task(call))
-    await asyncio.gather(*calls)
+    yield began
     load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
     load.all_s = time.perf_counter() - began
-    return load
 
 
 def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load.generator import Load, answer_method, closed, open_loop, serialize
-from benchmarks.load.processes import Running, ServerFailed, most_resident_mb, server
+from benchmarks.load.generator import Load, answer_method, asked, closed, open_loop, serialize
+from benchmarks.load.processes import Running, most_resident_mb, server
 from benchmarks.tables import Target, table, targets_table
 from distilqa.engine import usable_cores
 from distilqa.settings import ServerSettings
-from distilqa_export.samples import packaged_evaluation
 
 TARGET = 0.85
 TIMES = 5
@@ -52,7 +51,7 @@ class Overload:
 
 
 def measure(bundle: Path, arguments: Namespace) -> Overload:
-    requests = serialize(packaged_evaluation()[:200])
+    requests = serialize(asked())
     with server(bundle) as running:
         peak, over = asyncio.run(_measure(running, requests, arguments.seconds))
         most_mb = most_resident_mb(running.pid)
@@ -68,8 +67,6 @@ def bound_s(runs_s: Sequence[float], most: int, cores: int) -> float:
 async def _measure(running: Running, requests: Sequence[bytes], seconds: float) -> tuple[Load, Load]:
     async with answer_method(running.address) as method:
         peak = await closed(method, running.pid, requests, seconds, CALLERS)
-        if not peak.in_time:
-            raise ServerFailed(f"nothing was answered in {seconds:g} s")
         return peak, await open_loop(method, running.pid, requests, seconds, TIMES * peak.answers_per_s)
 
 

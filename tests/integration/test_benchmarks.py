@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import PARTS
 from benchmarks.plots import PLOTS
-from benchmarks.report import PARTS, main_table, report
+from benchmarks.report import main_table, report
 from benchmarks.results import RESULTS, load
 from tests.conftest import CHECKPOINT, ROOT
 from tests.unit.export.conftest import random_model, save_with_tokenizer

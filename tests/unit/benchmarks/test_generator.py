@@ -14,6 +14,7 @@ from itertools import pairwise
 import grpc
 import pytest
 from benchmarks.load.generator import Load, closed, open_loop, poisson
+from benchmarks.load.processes import ServerFailed
 
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
@@ -102,3 +103,11 @@ async def test_callers_ask_again_when_answered() -> None:
     assert found.ends == {"OK": found.calls}
     assert found.calls > 3
     assert 0 < found.in_time <= found.calls
+
+
+async def test_callers_who_are_never_answered_measure_nothing() -> None:
+    async def method(request: bytes, **options: float) -> pb.AnswerResponse:
+        raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    with pytest.raises(ServerFailed, match=r"nothing was answered in 0\.05 s"):
+        await closed(method, os.getpid(), [b""], seconds=0.05, callers=1)

@@ -97,7 +97,9 @@ def test_only_rounds_of_both_are_compared() -> None:
 
 
 def test_a_shape_names_itself() -> None:
-    assert [str(Shape(1, 16)), str(Shape(8, 64)), str(Shape(1, 128, 2))] == ["1x16", "8x64", "1x128, 2 at once"]
+    shapes = [Shape(1, 16), Shape(8, 64), Shape(1, 128, 2)]
+    assert [str(shape) for shape in shapes] == ["1x16", "8x64", "1x128, 2 at once"]
+    assert [Shape.parse(str(shape)) for shape in shapes] == shapes
 
 
 @pytest.mark.parametrize("kind", ["bundled", "pytorch", "openvino"])

@@ -48,7 +48,7 @@ def measure_cost(folder: Path, *arguments: str) -> int:
 def test_a_folder_is_of_a_processor_and_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results, "processor", lambda: "Intel(R) Xeon(R) Processor @ 2.10GHz")
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    folder, _ = results.open_folder(None, results.new(Setting()))
+    folder = results.open_folder(None, results.new(Setting()))
     assert re.fullmatch(r"intel-xeon-processor-2-10ghz-20\d\d-\d\d-\d\d", folder.name)
 
 
