@@ -22,6 +22,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from distilqa import huge_pages
 from distilqa.admission import Permits
 from distilqa.bundle import Bundle
 from distilqa.credentials import Callers
@@ -128,6 +129,7 @@ class Server:
         gc.freeze()  # what is there now stays, and need not be looked through again and again
         await self._set_health(_SERVING)
         self._keep(self._report())
+        self._keep(self._use_huge_pages())
 
     async def _load(self) -> None:
         settings, began = self._settings, time.monotonic()
@@ -135,7 +137,7 @@ class Server:
         manifest = bundle.manifest
         windower = await in_thread(partial(open_windower, bundle))
         self._engine = await in_thread(
-            partial(Engine, bundle, settings.variant, threads=self._threads, concurrent=True)
+            partial(Engine, bundle, settings.variant, threads=self._threads, concurrent=True), finish_s=_CLOSE_S
         )
         variant = self._engine.variant
         self._scheduler = Scheduler(
@@ -240,6 +242,11 @@ class Server:
         await self._set_health(_NOT_SERVING)
         self.broken.set()
 
+    async def _use_huge_pages(self) -> None:
+        """While the first calls are answered: it would hold up the start."""
+        collapsed = await in_thread(huge_pages.collapse)
+        logger.info("huge pages", extra={"fields": {"mb": round(collapsed / 1e6)}})
+
     async def _report(self) -> None:
         """Tell from time to time how many calls ended otherwise than with an answer, for who logs no single calls."""
         while True:
@@ -335,8 +342,12 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
         raise BrokenError("the server is broken; its log says why")
 
 
-async def in_thread(work: Callable[[], _Result]) -> _Result:
-    """What some work gives, done by a thread that holds up the end of the process no longer than who waits for it."""
+async def in_thread(work: Callable[[], _Result], *, finish_s: float = 0.0) -> _Result:
+    """What some work gives, done by a thread that holds up the end of the process no longer than who waits for it.
+
+    Cancelled, it waits so many seconds more for the work to end: ONNX Runtime aborts a process that ends while it opens
+    a model.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_Result] = loop.create_future()
 
@@ -353,7 +364,12 @@ async def in_thread(work: Callable[[], _Result]) -> _Result:
             loop.call_soon_threadsafe(deliver, give, outcome)
 
     threading.Thread(target=run, daemon=True).start()
-    return await done
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        await asyncio.wait([done], timeout=finish_s)
+        done.cancel()
+        raise
 
 
 async def _first_of(*tasks: asyncio.Task[Any], timeout_s: float | None = None) -> None:
