@@ -67,7 +67,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print all that is stored, instead of the main table")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for tests
     arguments = parser.parse_args(argv)
-    others = {name for name, value in vars(arguments).items() if value} - {"report", "json", "tiny"}
+    given = {name for name, value in vars(arguments).items() if value is not None and value is not False}
+    others = given - {"report", "json", "tiny"}
     if arguments.report and others:
         parser.error(f"--report measures nothing, so that --{min(others).replace('_', '-')} has no use")
     return arguments
@@ -118,13 +119,15 @@ def _undisturbed() -> Iterator[None]:
 def _write(folder: Path, *, as_json: bool) -> None:
     """Write the report and the plots of what is stored, and print one or the other."""
     from benchmarks import plots, results
-    from benchmarks.report import report, summary
+    from benchmarks.report import check, report, summary
 
     measured = results.load(folder)
+    check(measured)
     if not measured["parts"]:
         raise FileNotFoundError(f"{folder} has no results")
+    written = report(measured)  # before anything is, so that plots and text are of one kind
     plots.draw(measured, folder)
-    results.replace(folder / "report.md", report(measured))
+    results.replace(folder / "report.md", written)
     if as_json:
         print((folder / results.STORED).read_text(encoding="utf-8"))
     else:

@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +37,8 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from benchmarks import models
 from benchmarks.environment import machine
 from benchmarks.systems import onnxruntime
-from distilqa.engine import open_session
+from benchmarks.tables import table
+from distilqa.engine import open_session, usable_cores
 from distilqa.evaluation import Evaluation, Question, read_questions
 from distilqa.progress import ProgressBar
 from distilqa.windows import Int64, Tokenized, Windower
@@ -132,7 +134,7 @@ def main() -> None:
         contenders = {name: make() for name, make in makes.items()}
         times = time_all(contenders, workshop.windows[:_TIMED_WINDOWS])
         tokenized = {q.id: workshop.windower.tokenize(q.question, [q.context]) for q in questions}
-        found = {name: judge_one(name, one, questions, tokenized) for name, one in contenders.items()}
+        found = judge_all(contenders, questions, tokenized)
         print(report(found, {name: one.path.stat().st_size for name, one in contenders.items()}, times))
 
 
@@ -266,11 +268,24 @@ def time_all(contenders: Mapping[str, Contender], windows: Sequence[Int64]) -> d
     return {name: median_ratio(spent, seconds[RELEASED]) for name, spent in seconds.items()}
 
 
-def judge_one(
-    name: str, contender: Contender, questions: Sequence[Question], tokenized: Mapping[str, Tokenized]
-) -> Evaluation:
-    with ProgressBar(name, len(questions), sys.stderr) as progress:
-        return judge(contender.run, questions, tokenized, progress).evaluation
+def judge_all(
+    contenders: Mapping[str, Contender], questions: Sequence[Question], tokenized: Mapping[str, Tokenized]
+) -> dict[str, Evaluation]:
+    """Judge as many at once as there are cores: each runs on one."""
+    answered = dict.fromkeys(contenders, 0)
+    with (
+        ProgressBar("answers", len(questions) * len(contenders), sys.stderr) as progress,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
+
+        def judged(name: str) -> Evaluation:
+            def told(done: int) -> None:
+                answered[name] = done
+                progress(sum(answered.values()))
+
+            return judge(contenders[name].run, questions, tokenized, told).evaluation
+
+        return dict(zip(contenders, pool.map(judged, contenders), strict=True))
 
 
 def report(found: Mapping[str, Evaluation], sizes: Mapping[str, int], times: Mapping[str, float]) -> str:
@@ -283,10 +298,10 @@ def report(found: Mapping[str, Evaluation], sizes: Mapping[str, int], times: Map
         lost = "" if one is fp32 else f"{drop.points:.2f} ({drop.low:.2f} to {drop.high:.2f})"
         moved = "" if one is fp32 else f"{changed:.1f} %"
         size, spent = f"{sizes[name] / 1e6:.1f}", f"{times[name]:.2f}"
-        rows.append(f"| {name} | {one.exact_match:.2f} | {one.f1:.2f} | {lost} | {moved} | {size} | {spent} |")
-    columns = ("", "exact match", "F1", "F1 lost (95 % interval)", "answers elsewhere", "MB", "time of a run")
+        rows.append([name, f"{one.exact_match:.2f}", f"{one.f1:.2f}", lost, moved, size, spent])
+    head = ("", "exact match", "F1", "F1 lost (95 % interval)", "answers elsewhere", "MB", "time of a run")
     setting = f"{machine()}, {len(fp32.questions):,} questions"
-    return "\n".join([setting, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
+    return f"{setting}\n\n{table(head, rows)}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from distilqa.progress import ProgressBar
 _COUNTERS = Path("/sys/class/powercap")
 
 
-class Load(TypedDict):
+class Spent(TypedDict):
     """One load of a server; ``joules`` are of the processors meanwhile, null where nothing counts them."""
 
     answers: int
@@ -40,7 +40,7 @@ class Cost(TypedDict):
     """``loads`` by variant and model; the price is of the machine, in the caller's money."""
 
     price_per_s: float | None
-    loads: dict[str, list[Load]]
+    loads: dict[str, list[Spent]]
 
 
 def prepare(setting: Setting) -> None:
@@ -55,7 +55,7 @@ def _bundles(setting: Setting) -> dict[str, Path]:
 def measure(setting: Setting) -> Cost:
     bundles = _bundles(setting)
     variants = ("cpu-int8",) if setting.tiny or setting.quick else ("cpu-int8", "cpu-fp32")
-    rounds = 1 if setting.tiny else 2 if setting.quick else 3
+    rounds = 1 if setting.tiny or setting.quick else 3
     found = Cost(price_per_s=setting.price_per_s, loads={})
     requests = serialize(asked())
     with ProgressBar("cost", rounds * len(bundles) * len(variants), sys.stderr) as progress:
@@ -71,12 +71,12 @@ def measure(setting: Setting) -> Cost:
     return found
 
 
-async def _load(running: Running, requests: Sequence[bytes], seconds: float) -> Load:
+async def _load(running: Running, requests: Sequence[bytes], seconds: float) -> Spent:
     before = energy_uj()
     async with answer_method(running.address) as method:
         load = await closed(method, running.pid, requests, seconds, CALLERS)
     after = energy_uj()
-    return Load(
+    return Spent(
         answers=load.ends["OK"],
         answers_per_s=load.answers_per_s,
         seconds=load.all_s,
@@ -129,7 +129,7 @@ def report(found: Cost) -> str:
         "CPU seconds of the server",
         "answers/s",
         "joules of the processors",
-        "price of the machine",
+        "price of 1,000 answers",
     ]
     priced = "" if found["price_per_s"] is None else f"\n\nA second of the machine costs {found['price_per_s']:g}."
     return table(head, rows) + priced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from contextlib import suppress
@@ -46,10 +47,17 @@ def environment() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
         "python": platform.python_version(),
         "packages": packages(),
-        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("MALLOC_")},
+        "allocator": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("MALLOC_", "GLIBC_"))},
+        "huge_pages": _huge_pages(),
         "allocator_of_pytorch": PYTORCH_ALLOCATOR,
         "commit": commit(),
     }
+
+
+def _huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str:
+    """To whom Linux gives them: always, madvise (who asks) or never; empty where it is not known."""
+    found = re.search(r"\[(\w+)\]", setting.read_text() if setting.exists() else "")
+    return found[1] if found else ""
 
 
 def machine() -> str:

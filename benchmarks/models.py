@@ -214,10 +214,12 @@ def _made(kind: str, source: str, make: Callable[[Path], None]) -> Path:
                 shutil.rmtree(old)
             scratch = CACHE / f"{kind}.{source}.unfinished"
             scratch.mkdir()
-            with _quiet():
-                make(scratch / kind)
-            (scratch / kind).rename(target)
-            shutil.rmtree(scratch)
+            try:
+                with _quiet():
+                    make(scratch / kind)
+                (scratch / kind).rename(target)
+            finally:
+                shutil.rmtree(scratch)
     return target
 
 

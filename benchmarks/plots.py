@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import quality
 from benchmarks.claims import PYTORCH, Claims, measured_systems
-from benchmarks.kernels import OURS, Kernels
+from benchmarks.kernels import ONNXRUNTIME, OPENVINO, OPENVINO_FP32, OPTIMUM, OURS, PLAIN, Kernels
 from benchmarks.load.generator import Load
-from benchmarks.quality import Quality
+from benchmarks.quality import FP32, Quality
 from benchmarks.race import ratio, seconds
 from benchmarks.results import Results
 from benchmarks.serving import BOUNDS_S, Serving
@@ -21,7 +20,18 @@ from benchmarks.tables import plural
 from benchmarks.worker import Shape
 
 _COLORS = {BERT: "#9aa5b1", DISTILBERT: "#2f6fb0"}
-_OURS, _OTHERS = "#2f6fb0", ("#d1603d", "#e0a030", "#5b8c5a", "#8d6aa8", "#9aa5b1", "#444444", "#c06c94")
+_OURS, _OTHERS = "#2f6fb0", ("#d1603d", "#e0a030", "#5b8c5a")
+
+# Each contender has its colour in every plot.
+_CONTENDERS = {
+    OPTIMUM: "#d1603d",
+    ONNXRUNTIME: "#e0a030",
+    OPENVINO[0]: "#5b8c5a",
+    OPENVINO[1]: "#a3c585",
+    FP32: "#2f6fb0",
+    PLAIN: "#e0a030",
+    OPENVINO_FP32: "#5b8c5a",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +92,7 @@ def _latency(figure: Any, found: Claims) -> None:
 
 
 def _speed_up(figure: Any, found: Kernels) -> None:
-    """Lines over length: how many times as long each contender takes as cpu-int8; a band for the middle half.
+    """Lines over length: how many times as fast cpu-int8 is as each contender; a bar for the middle half.
 
     A column for each number of threads; fp32 above, int8 below.
     """
@@ -91,34 +101,37 @@ def _speed_up(figure: Any, found: Kernels) -> None:
         shapes = raced["samples_s"]
         tokens = [Shape.parse(shape).tokens for shape in shapes]
         names = [name for name in next(iter(shapes.values())) if name != OURS]
-        for name, color in zip(names, _OTHERS, strict=True):
+        for name in names:
             axes = column[int("int8" in name)]
             ratios = [ratio(samples[OURS], samples[name]) for samples in shapes.values()]
-            axes.plot(tokens, [one["median"] for one in ratios], color=color, marker="o", ms=3, label=name)
-            low, high = ([one[end] for one in ratios] for end in ("low", "high"))
-            axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
+            medians = [one["median"] for one in ratios]
+            spread = [[abs(one[end] - one["median"]) for one in ratios] for end in ("low", "high")]
+            axes.errorbar(tokens, medians, spread, color=_CONTENDERS[name], marker="o", ms=3, elinewidth=1, label=name)
         column[1].axhline(1, color=_OURS, lw=2, label=OURS)
         column[1].set_xscale("log", base=2)
         column[1].set_xticks(tokens, [f"{one}" for one in tokens])
         column[1].minorticks_off()
         column[1].set_xlabel("tokens, one window")
         column[0].set_title(plural(raced["threads"], "thread"), fontsize=10)
-    figure.supylabel("times as long as cpu-int8 takes", fontsize=10)
+    figure.supylabel("times as fast as the contender", fontsize=10)
     for axes in panels[:, -1]:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _rates(figure: Any, found: Serving) -> None:
-    """Latency by the rate of calls that were sent, and the bounds; endless ones, of calls refused, are left out."""
+    """Latency by the rate of calls, and the bounds; endless ones, of calls refused, are left out."""
     axes = figure.subplots()
     loads = [Load.from_json(trial["load"]) for trial in found["trials"]]
     for share, label, color in ((0.5, "p50", _OTHERS[2]), (0.99, "p99", _OURS)):
         latencies = [load.quantile_s(share, failed=True) * 1e3 for load in loads]
-        axes.plot([load.due_per_s for load in loads], latencies, color=color, marker="o", ms=4, label=label)
+        axes.plot([trial["rate"] for trial in found["trials"]], latencies, color=color, marker="o", ms=4, label=label)
     for bound in BOUNDS_S:
         axes.axhline(bound * 1e3, color="#999999", lw=0.8, ls=":")
         axes.text(axes.get_xlim()[0], bound * 1e3, f" {bound * 1e3:.0f} ms", va="bottom", fontsize=8, color="#666666")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_minor_formatter("{x:.0f}")
+    axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_xlabel("calls a second (Poisson)")
     axes.set_ylabel("latency from the scheduled time, ms")
     axes.legend(frameon=False)
@@ -127,7 +140,7 @@ def _rates(figure: Any, found: Serving) -> None:
 def _answers(figure: Any, found: Quality) -> None:
     """Bars: how many answers are elsewhere than fp32's, and how many company changes."""
     axes = figure.subplots()
-    judged = {name: one for name, one in found["judged"].items() if name != quality.FP32}
+    judged = {name: one for name, one in found["judged"].items() if name != FP32}
     for shift, key, label, color in (
         (-0.2, "moved", "elsewhere than fp32's", _OTHERS[1]),
         (0.2, "swayed", "changed by who shares the run", _OTHERS[0]),
@@ -139,7 +152,8 @@ def _answers(figure: Any, found: Quality) -> None:
     axes.set_yticks(range(len(judged)), judged)
     axes.invert_yaxis()
     axes.set_xlabel(f"% of {found['asked']:,} answers")
-    axes.legend(frameon=False)
+    axes.set_xlim(left=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
 
 
 PLOTS = (
@@ -150,7 +164,7 @@ PLOTS = (
         (10, 3.6),
         _latency,
     ),
-    Plot("kernels", "kernels", "One run of the model: how long others take, in runs of cpu-int8", (10, 5), _speed_up),
+    Plot("kernels", "kernels", "One run of the model: how much faster than others cpu-int8 is", (10, 5), _speed_up),
     Plot("rates", "serving", "Served: latency by the rate of calls", (7, 4), _rates),
     Plot("answers", "quality", "Answers that int8 puts elsewhere, and that company changes", (7, 3.2), _answers),
 )

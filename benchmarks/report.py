@@ -11,15 +11,24 @@ from benchmarks import PARTS
 from benchmarks.plots import PLOTS
 from benchmarks.race import Raced, unsteadiness
 from benchmarks.results import STORED, Part, Results
-from benchmarks.tables import Target, table, targets_table
+from benchmarks.tables import Target, plural, table, targets_table
+from distilqa.errors import DatasetError
 
 MODULES = {name: import_module(f"benchmarks.{name}") for name in PARTS}
 
 # The layers and the width of the model that figures were asked of.
 _TARGET_SHAPE = (6, 768)
 
-# A run's time varies by less than this over the rounds, where nobody shares the processor.
+# A run's time varies by less than this over the rounds, where nobody shares the processor or its memory.
 _UNSTEADY = 0.1
+
+
+def check(results: Results) -> None:
+    """Raise DatasetError where a part was measured by benchmarks that found other things than these."""
+    for name, module in MODULES.items():
+        made = getattr(module, name.capitalize()).__annotations__.keys()  # Cost, of cost
+        if name in results["parts"] and results["parts"][name]["found"].keys() != made:
+            raise DatasetError(f"{name} was measured by another version of the benchmarks; measure it again")
 
 
 def report(results: Results) -> str:
@@ -35,7 +44,7 @@ def report(results: Results) -> str:
     ]
     for name, module in MODULES.items():
         if name in parts:
-            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(name, parts[name])]
+            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(parts[name])]
             blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in PLOTS if plot.part == name]
             blocks.append(module.report(parts[name]["found"]))
     blocks += ["## Machine", _machine(environment)]
@@ -44,22 +53,29 @@ def report(results: Results) -> str:
 
 def summary(results: Results) -> str:
     """The main table, and what cannot be trusted of it."""
-    contended = [name for name, part in results["parts"].items() if _contended(name, part)]
-    warning = f"**The machine was contended: the times of {', '.join(contended)} mean little.**" if contended else ""
-    return "\n\n".join(filter(None, [main_table(results), warning]))
+    parts = results["parts"]
+    contended = [name.capitalize() for name in parts if name != "quality" and parts[name]["watched"]["contended"]]
+    unsteady = [name.capitalize() for name in parts if _varied(parts[name]) > _UNSTEADY]
+    warnings = [
+        f"**Others used the machine: the times of {', '.join(contended)} mean little.**" if contended else "",
+        f"**The times of {', '.join(unsteady)} varied by more than {_UNSTEADY:.0%}; ratios stand that better.**"
+        if unsteady
+        else "",
+    ]
+    return "\n\n".join(filter(None, [main_table(results), *warnings]))
 
 
 def main_table(results: Results) -> str:
-    """What was asked for and is measured here; nothing was asked of models of another shape than the target's."""
+    """What was asked for and is measured here."""
     shape = results["setting"]["distilbert_shape"]
     if (shape["layers"], shape["hidden"]) != _TARGET_SHAPE:
-        return ""
+        return "(Figures were asked of the target's shape, {} layers of {}, only.)".format(*_TARGET_SHAPE)
     targets: list[Target] = []
     for name, module in MODULES.items():
         if name in results["parts"]:
             part = results["parts"][name]
-            found = module.targets(part["found"])
-            targets += [one._replace(met=None) for one in found] if _contended(name, part) else found
+            contended = part["watched"]["contended"]
+            targets += [one._replace(contended=contended) for one in module.targets(part["found"])]
     return targets_table(targets) if targets else ""
 
 
@@ -70,25 +86,21 @@ def _measured(setting: Mapping[str, Any]) -> str:
     told = [
         f"DistilBERT is {given}: {shape['layers']} layers of {shape['hidden']}",
         f"bert-base is {'`' + setting['bert'] + '`' if setting['bert'] else 'of random weights'}",
-        f"{setting['rounds']} rounds, loads of {setting['load_s']:g} s"
-        + (", fewer shapes on one thread (`--quick`)" if setting["quick"] else ""),
+        f"{plural(setting['rounds'], 'round')}, loads of {setting['load_s']:g} s"
+        + (", fewer shapes on one thread (`--quick`)" if setting["quick"] else "")
+        + (", so little that it shows nothing (`--tiny`)" if setting["tiny"] else ""),
     ]
     return "; ".join(told) + "."
 
 
-def _circumstances(name: str, part: Part) -> str:
+def _circumstances(part: Part) -> str:
     watched, varied = part["watched"], _varied(part)
     told = [
         f"Begun at {part['began'][:16].replace('T', ' ')} UTC, {part['seconds'] / 60:.1f} minutes",
         f"others used {watched['others_cores']:.2f} cores and the host {watched['stolen_share']:.1%} of the time",
         *([f"a run's time varied by {varied:.0%} over the rounds (middle half)"] if varied else []),
     ]
-    return "; ".join(told) + "." + (" **Contended.**" if _contended(name, part) else "")
-
-
-def _contended(name: str, part: Part) -> bool:
-    """Whether its times mean little. Quality has none."""
-    return name != "quality" and (part["watched"]["contended"] or _varied(part) > _UNSTEADY)
+    return "; ".join(told) + "." + (" **Contended.**" if watched["contended"] else "")
 
 
 def _varied(part: Part) -> float:

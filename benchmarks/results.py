@@ -62,10 +62,16 @@ def open_folder(folder: Path | None, begun: Results) -> Path:
                 stored = begun
             if not stored["parts"]:
                 stored = begun
-            if all(stored[key] == begun[key] for key in ("environment", "setting")):
+            differ = [
+                name
+                for kind in ("environment", "setting")
+                for name in stored[kind].keys() | begun[kind].keys()
+                if stored[kind].get(name) != begun[kind].get(name)
+            ]
+            if not differ:
                 store(place, stored)
                 return place
-    raise SettingsError(f"{folder} has results of another machine, commit or setting; name another folder")
+    raise SettingsError(f"{folder} has results of another {', '.join(sorted(differ))}; name another folder")
 
 
 def _todays_folders() -> Iterator[Path]:

@@ -19,7 +19,7 @@ DISTILBERT, BERT = "DistilBERT", "bert-base"
 # Up to which every part measures; longer windows only where the model takes them.
 _LEAST_POSITIONS = 384
 
-_QUICK_QUESTIONS, _TINY_QUESTIONS = 300, 4
+_QUICK_QUESTIONS, _TINY_QUESTIONS = 200, 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Setting:
     @property
     def load_s(self) -> float:
         """How long a load lasts."""
-        return 0.5 if self.tiny else 10 if self.quick else 60
+        return 0.5 if self.tiny else 10 if self.quick else 30
 
     @cached_property
     def questions(self) -> list[Question]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from distilqa import huge_pages
 from distilqa.engine import SPIN_US, import_onnxruntime, open_session, run_session
 from distilqa.spans import Float32
 from distilqa.windows import Int64
@@ -29,8 +30,9 @@ PRODUCTS = 18
 
 
 def bundled(path: Path, threads: int) -> Run:
-    """A variant of a bundle as the server runs it: ``path`` is its ONNX file."""
+    """A variant of a bundle as the server runs it, in huge pages: ``path`` is its ONNX file."""
     session = open_session(path, threads=threads, spin_us=SPIN_US if threads > 1 else 0)
+    huge_pages.collapse()
     inputs = [node.name for node in session.get_inputs()]
     return lambda ids: run_session(session, inputs, list(ids))
 
@@ -43,7 +45,7 @@ def onnxruntime(path: Path, threads: int) -> Run:
     options.log_severity_level = 3
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    return lambda ids: session.run(None, _feeds(names, ids))
+    return lambda ids: session.run(None, feeds(names, ids))
 
 
 def pytorch(path: Path, threads: int) -> Run:
@@ -89,10 +91,10 @@ def _openvino(path: Path, threads: int, settings: dict[str, str]) -> Run:
     model = ov.Core().compile_model(path, "CPU", fixed | settings)
     names = [node.get_any_name() for node in model.inputs]
     request = model.create_infer_request()
-    return lambda ids: list(request.infer(_feeds(names, ids)).values())
+    return lambda ids: list(request.infer(feeds(names, ids)).values())
 
 
-def _feeds(names: list[str], ids: Int64) -> dict[str, Int64]:
+def feeds(names: list[str], ids: Int64) -> dict[str, Int64]:
     """What a stock export asks for: it has a mask, of which nothing is masked here."""
     return {"input_ids": ids} | ({"attention_mask": np.ones_like(ids)} if "attention_mask" in names else {})
 
@@ -142,6 +144,7 @@ def _products(left_type: Any, weight_type: Any, weights: int, threads: int) -> R
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    huge_pages.collapse()  # to show what the processor can
     return lambda ids: session.run(None, {"left": left})
 
 

@@ -125,7 +125,9 @@ async def open_loop(
     calls = []
     with _counted(load, pid) as began:
         start = began + _fill_s(seconds)
-        for offset in poisson(rate, start + seconds - began, seed):
+        fill_s = start - began
+        due = [*poisson(rate, fill_s, seed), *(fill_s + offset for offset in poisson(rate, seconds, -1 - seed))]
+        for offset in due:
             await asyncio.sleep(max(0.0, began + offset - time.perf_counter()))
             call = _call(method, chance.choice(requests), began + offset, start, load)
             calls.append(asyncio.create_task(call))
@@ -143,13 +145,14 @@ def _counted(load: Load, pid: int) -> Iterator[float]:
     load.all_s = time.perf_counter() - began
 
 
-def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """The seconds at which calls are due, so many a second on average, each independent of the others."""
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """The seconds at which calls are due, each independent of the others.
+
+    The times of a Poisson process are uniform, given how many there are: here always those of the rate, so that what
+    is measured is that rate, and not one that chance made of it.
+    """
     chance = random.Random(seed)
-    due = chance.expovariate(rate)
-    while due < seconds:
-        yield due
-        due += chance.expovariate(rate)
+    return sorted(chance.uniform(0, seconds) for _ in range(round(rate * seconds)))
 
 
 async def _call(method: Any, request: bytes, scheduled: float, start: float, load: Load) -> None:

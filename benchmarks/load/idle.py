@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.load.processes import server
-from distilqa import Client
+from benchmarks.tables import table
+from distilqa import Client, huge_pages
 from distilqa.bundle import Bundle
 from distilqa.engine import SPIN_US, open_session, run_session, usable_cores
 from distilqa.evaluation import Question
@@ -40,6 +41,7 @@ def measure(bundle: Path, arguments: Namespace) -> list[Pair]:
     opened = Bundle.open(bundle)
     _, variant = opened.variant(None)
     session = open_session(bundle / variant.file, threads=usable_cores(), spin_us=SPIN_US)
+    huge_pages.collapse()  # as the server does
     chosen = [nearest(opened, length) for length in LENGTHS]
     pairs = []
     with server(bundle) as running, Client(running.address) as client:
@@ -71,8 +73,6 @@ def report(pairs: Sequence[Pair]) -> str:
             for name in ("bare_s", "served_s")
         )
         bound = FACTOR * bare + MORE_S
-        rows.append(
-            f"| {tokens} | {bare * 1e3:.1f} | {served * 1e3:.1f} | {bound * 1e3:.1f} |"
-            f" {'yes' if served <= bound else 'NO'} |"
-        )
-    return "\n".join(["| tokens | bare run, ms | served, ms | at most, ms | met |", "|---|---|---|---|---|", *rows])
+        times = [f"{seconds * 1e3:.1f}" for seconds in (bare, served, bound)]
+        rows.append([f"{tokens}", *times, "yes" if served <= bound else "NO"])
+    return table(["tokens", "bare run, ms", "served, ms", "at most, ms", "met"], rows)

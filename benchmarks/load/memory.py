@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.load.processes import resident_mb, server
+from benchmarks.tables import Target, targets_table
 from distilqa import Client
 from distilqa_export.samples import packaged_evaluation
 
@@ -56,14 +57,8 @@ def report(samples: Sequence[Sample]) -> str:
     most, first = max(one.resident_mb for one in samples), samples[0]
     growth = most / first.resident_mb
     line = ", ".join(f"{one.resident_mb:.0f}" for one in samples)
-    return "\n".join(
-        [
-            "|  | found | asked | met |",
-            "|---|---|---|---|",
-            f"| most resident memory | {most:.0f} MB | under {MOST_MB} MB | {'yes' if most < MOST_MB else 'NO'} |",
-            f"| most against after {first.requests:,} requests | {growth:.3f} | at most {FLAT} |"
-            f" {'yes' if growth <= FLAT else 'NO'} |",
-            "",
-            f"MB from there to {samples[-1].requests:,} requests: {line}",
-        ]
-    )
+    asked = [
+        Target("most resident memory", f"{most:.0f} MB", f"under {MOST_MB} MB", most < MOST_MB),
+        Target(f"most against after {first.requests:,} requests", f"{growth:.3f}", f"at most {FLAT}", growth <= FLAT),
+    ]
+    return f"{targets_table(asked)}\n\nMB from there to {samples[-1].requests:,} requests: {line}"

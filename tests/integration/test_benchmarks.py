@@ -101,6 +101,16 @@ def test_kernels_race_all_rivals(found: dict[str, Any]) -> None:
     assert all(len(raced["samples_s"]["1x128"]) == 6 for raced in kernels["products"])
 
 
+def test_kernels_show_where_time_goes(found: dict[str, Any]) -> None:
+    profiles = found["kernels"]["profiles"]
+    assert list(profiles) == ["1x8", "1x16"]
+    for by_system in profiles.values():
+        assert list(by_system) == ["cpu-int8", "optimum int8", "OpenVINO int8"]
+        assert all(sum(shares.values()) == pytest.approx(1) for shares in by_system.values())
+        assert all(shares["products by weights"] > 0 for shares in by_system.values())
+        assert by_system["cpu-int8"]["Gelu"] > 0
+
+
 def test_every_served_call_is_accounted_for(found: dict[str, Any]) -> None:
     serving = found["serving"]
     for load_found in (serving["single_stream"], serving["peak"], *(trial["load"] for trial in serving["trials"])):

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.load.__main__ import attributes
 from benchmarks.load.generator import Load
 from benchmarks.load.overload import Overload, bound_s, report, targets
+from benchmarks.tables import Target
 
 
 def load(answered: int, refused: int, in_time: int, **others: int) -> Load:
@@ -58,9 +59,9 @@ def test_both_sides_must_count_alike(ended: dict[str, int], miscounted: int) -> 
 def test_a_load_that_meets_nothing_says_so() -> None:
     found = overload(load(100, 0, 90), load(80, 300, 75, UNAVAILABLE=1), bound_s=0.04)
     goodput, p99, others, _ = targets(found)
-    assert goodput == ("goodput at 5 times the peak's calls", "0.83 of peak", "at least 0.85", False)
-    assert p99 == ("p99 of accepted calls then", "0.80 s", "at most 0.04 s", False)
-    assert others == ("calls neither answered nor refused", "1", "0", False)
+    assert goodput == Target("goodput at 5 times the peak's calls", "0.83 of peak", "at least 0.85", False, timed=True)
+    assert p99 == Target("p99 of accepted calls then", "0.80 s", "at most 0.04 s", False, timed=True)
+    assert others == Target("calls neither answered nor refused", "1", "0", False)
 
 
 def test_rates_are_of_the_seconds_that_count() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from benchmarks import claims, kernels
-from benchmarks.kernels import OPENVINO, OPTIMUM, OURS, Kernels, share_of_products
-from benchmarks.race import Raced, unsteadiness
+from benchmarks.breakdown import GROUPS, group
+from benchmarks.kernels import ONNXRUNTIME, OPENVINO, OPTIMUM, OURS, Kernels, share_of_products
+from benchmarks.race import Raced, ratio, unsteadiness
 from benchmarks.report import main_table, report, summary
 from benchmarks.results import Part, Results
-from benchmarks.tables import table
+from benchmarks.tables import faster, table
 from benchmarks.worker import SystemFailed
 
 ROUNDS = 3
@@ -29,7 +30,7 @@ def part(found: Any, **watched: Any) -> Part:
 
 def results(parts: dict[str, Part], layers: int = 6, **setting: Any) -> Results:
     """Of models of the target's shape, or of others."""
-    usual = {"quick": True, "distilbert": None, "bert": None, "rounds": 15, "load_s": 10}
+    usual = {"quick": True, "tiny": False, "distilbert": None, "bert": None, "rounds": 15, "load_s": 10}
     shape = {"layers": layers, "hidden": 768, "positions": 512}
     return Results(
         environment={"cpu": "a processor", "packages": {"numpy": "2"}, "features": ["avx2", "fma"]},
@@ -54,7 +55,7 @@ def test_a_report_says_when_and_where_and_with_what() -> None:
 def test_a_contended_machine_is_said() -> None:
     assert "contended" not in summary(results({"cost": part(COST)}))
     told = summary(results({"cost": part(COST, contended=True)}))
-    assert told == "**The machine was contended: the times of cost mean little.**"
+    assert told == "**Others used the machine: the times of Cost mean little.**"
 
 
 def test_times_that_vary_are_said() -> None:
@@ -62,20 +63,44 @@ def test_times_that_vary_are_said() -> None:
     restless["samples_s"]["1x128"][OURS] = [[1.0], [1.2], [1.4]]
     assert unsteadiness(calm) == 0
     assert unsteadiness(restless) == pytest.approx(0.2 / 1.2)
-    assert "contended" not in summary(results({"cost": part(COST | {"races": [calm]})}))
-    assert "contended" in summary(results({"cost": part(COST | {"races": [calm, {"deeper": restless}]})}))
+    assert "varied" not in summary(results({"cost": part(COST | {"races": [calm]})}))
+    assert "The times of Cost varied" in summary(
+        results({"cost": part(COST | {"races": [calm, {"deeper": restless}]})})
+    )
 
 
-def test_what_was_measured_on_a_contended_machine_is_neither_met_nor_missed() -> None:
+def test_times_of_a_contended_machine_are_neither_met_nor_missed() -> None:
     times = {"1x128": {"cpu-int8, DistilBERT": 1.0, "PyTorch fp32, bert-base": 7.0}}
     measured = {"races": [raced(times)]}
     assert main_table(results({"claims": part(measured)})).endswith(" | yes |")
     assert main_table(results({"claims": part(measured, contended=True)})).endswith(" | contended |")
 
 
+def test_whether_others_used_the_machine_excuses_no_wrong_answer() -> None:
+    judged: Any = {"swayed": 3, "lost": {"points": 0.2, "low": 0.1, "high": 0.3}}
+    table = main_table(results({"quality": part({"judged": {OURS: judged}, "asked": 500}, contended=True)}))
+    assert "| 3 of 500 | 0 | NO |" in table
+
+
+@pytest.mark.parametrize(("low", "high", "told"), [(0.1, 0.5, "yes"), (-0.1, 0.9, "undecided"), (0.6, 0.9, "NO")])
+def test_a_loss_is_within_bounds_if_its_interval_is(low: float, high: float, told: str) -> None:
+    judged: Any = {"swayed": 0, "lost": {"points": 0.4, "low": low, "high": high}}
+    table = main_table(results({"quality": part({"judged": {OURS: judged}, "asked": 500})}))
+    assert table.endswith(f" | at most 0.5 | {told} |")
+
+
+def test_a_ratio_misses_where_more_than_half_of_the_rounds_do() -> None:
+    def met(*rounds: float) -> bool | None:
+        return faster("", ratio([[1.0]] * len(rounds), [[one] for one in rounds]), 1.2).met
+
+    assert met(1.1, 1.2, 1.3, 1.4) is True
+    assert met(1.0, 1.1, 1.3) is None
+    assert met(1.0, 1.1, 1.1, 1.1, 1.3) is False
+
+
 def test_nothing_was_asked_of_other_shapes() -> None:
     times = {"1x128": {"cpu-int8, DistilBERT": 1.0, "PyTorch fp32, bert-base": 7.0}}
-    assert main_table(results({"claims": part({"races": [raced(times)]})}, layers=4)) == ""
+    assert "6 layers of 768, only" in main_table(results({"claims": part({"races": [raced(times)]})}, layers=4))
 
 
 def test_a_name_cannot_break_a_table() -> None:
@@ -91,6 +116,7 @@ def found(ours: dict[str, float], rivals: dict[str, dict[str, float]]) -> Kernel
         lengths=[lengths],
         products=[raced({"1x128": {OURS: 1.0, **bare}})],
         batches=raced({}),
+        profiles={},
     )
 
 
@@ -109,6 +135,36 @@ def test_kernels_are_judged_where_they_are_slowest() -> None:
         ("cpu-int8 at 1x128 as a share of the rate of the int8 product of many weights, 1 thread", "62%", False),
     ]
     assert share_of_products(measured, measured["products"][0], "int8 product") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "rank", "expected"),
+    [
+        ("MatMulIntegerToFloat", 3, "products by weights"),
+        ("DynamicQuantizeMatMul", 3, "products by weights"),
+        ("Gemm", 2, "products by weights"),
+        ("MatMulIntegerToFloat", 4, "attention"),
+        ("QuantizeLinear", 4, "attention"),
+        ("Transpose", 3, "attention"),
+        ("Attention", 3, "attention"),
+        ("Gelu", 3, "Gelu"),
+        ("BiasGelu", 3, "Gelu"),
+        ("QuantizeLinear", 3, "norms, sums, rounding"),
+        ("Shape", 0, "norms, sums, rounding"),
+    ],
+)
+def test_operators_are_told_apart(operator: str, rank: int, expected: str) -> None:
+    assert group(operator, rank) == expected
+
+
+def test_a_report_shows_where_the_time_of_a_run_goes() -> None:
+    times = dict.fromkeys([OURS, OPTIMUM, ONNXRUNTIME, *OPENVINO], 1.0)
+    measured = found({"1x128": 1.0}, {"1x128": times})
+    measured["batches"] = raced({"8x16": times})
+    measured["profiles"] = {"1x128": {OURS: dict(zip(GROUPS, (0.5, 0.3, 0.0, 0.2), strict=True))}}
+    text = kernels.report(measured)
+    assert f"| ms of 1x128, 1 thread | {' | '.join(GROUPS)} |" in text
+    assert f"| {OURS} | 500.0 | 300.0 | - | 200.0 |" in text
 
 
 def test_claims_take_the_faster_pytorch() -> None:

@@ -33,6 +33,7 @@ def without_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SETTING = {
+    "tiny": False,
     "distilbert": None,
     "distilbert_shape": {"layers": 6, "hidden": 768, "positions": 512},
     "bert": None,
@@ -65,7 +66,7 @@ def test_a_named_folder_of_something_else_is_refused(tmp_path: Path, capsys: pyt
     assert measure_cost(tmp_path) == 0
     stored = results.load(tmp_path)
     assert measure_cost(tmp_path, "--quick") == 1
-    assert "has results of another machine, commit or setting" in capsys.readouterr().err
+    assert "has results of another quick; name another folder" in capsys.readouterr().err
     assert results.load(tmp_path) == stored
 
 
@@ -86,6 +87,16 @@ def test_other_json_is_refused(text: str, said: str, tmp_path: Path, capsys: pyt
     for arguments in (["--report", str(tmp_path)], ["--only", "cost", "--results", str(tmp_path)]):
         assert main(arguments) == 1
         assert f"results.json {said}" in capsys.readouterr().err
+
+
+def test_results_of_another_version_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert measure_cost(tmp_path) == 0
+    stored = results.load(tmp_path)
+    del stored["parts"]["cost"]["found"]["loads"]
+    results.store(tmp_path, stored)
+    capsys.readouterr()
+    assert main(["--report", str(tmp_path)]) == 1
+    assert "error: cost was measured by another version of the benchmarks" in capsys.readouterr().err
 
 
 def test_a_part_says_when_it_was_measured_and_what_others_did() -> None:
@@ -175,7 +186,7 @@ def test_missing_packages_are_named_at_once(
         ["--price-per-second", "-1"],
         ["--price-per-second", "nan"],
         ["--only", "gpu"],
-        ["--report", "folder", "--price-per-second", "1"],
+        ["--report", "folder", "--price-per-second", "0"],
         ["--report", "folder", "--only", "cost"],
     ],
 )
