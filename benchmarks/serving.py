@@ -4,9 +4,8 @@ The scenarios have MLPerf's names: SingleStream, a caller who asks again when an
 on one stream; Server, calls at random times (Poisson), whose latency counts from the time they were scheduled for, at
 the highest rate whose p99 keeps within a bound, found by halving, in steps of a part of the peak and up to it. (A rate
 near the peak fills the queue for longer than a load lasts.) Of a hundred calls or fewer the p99 is the slowest. They
-are not MLPerf results, and its LoadGen is not used: a query can only be
-completed there, so that a refused call counts as one that was answered within a millisecond, and the more calls are
-refused, the lower is the median.
+are not MLPerf results, and its LoadGen is not used: a query can only be completed there, so that a refused call counts
+as one that was answered within a millisecond, and the more calls are refused, the lower is the median.
 """
 
 from __future__ import annotations

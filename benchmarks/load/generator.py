@@ -32,8 +32,8 @@ class Load:
     """What came of a load of ``seconds``, after a while in which all became warm; all had ended after ``all_s``.
 
     ``calls`` and ``ends`` are of all. ``due`` is how many were to be sent in those seconds, ``latencies_s`` are of
-    those of them that were answered, ``in_time`` is how many were answered in those seconds. ``runs_s`` is what the
-    model took for each that was answered.
+    those of them that were answered, and ``windows`` how many each of these had; ``in_time`` is how many were answered
+    in those seconds. ``runs_s`` is the longest run that each of those answered took.
     """
 
     seconds: float
@@ -43,6 +43,7 @@ class Load:
     in_time: int = 0
     ends: Counter[str] = field(default_factory=Counter)
     latencies_s: list[float] = field(default_factory=list)
+    windows: list[int] = field(default_factory=list)
     runs_s: list[float] = field(default_factory=list)
     server_cpu_s: float = 0.0
     generator_cpu_s: float = 0.0
@@ -168,4 +169,5 @@ async def _call(method: Any, request: bytes, scheduled: float, start: float, loa
     load.in_time += start <= now <= start + load.seconds
     if scheduled >= start:
         load.latencies_s.append(now - scheduled)
-    load.runs_s.append(reply.timings.inference_seconds * reply.timings.windows)
+        load.windows.append(reply.timings.windows)
+    load.runs_s.append(reply.timings.inference_seconds)

@@ -74,7 +74,8 @@ async def test_latency_counts_from_the_time_a_call_was_due() -> None:
     assert found.due == 200 * held_s
     assert found.due_per_s == 200
     assert max(found.latencies_s) > held_s / 2
-    assert found.runs_s == [1.0] * asked
+    assert found.runs_s == [0.5] * asked
+    assert found.windows == [2] * len(found.latencies_s)
 
 
 async def test_calls_that_fail_are_counted_by_their_status() -> None:
