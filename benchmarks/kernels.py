@@ -194,7 +194,7 @@ _SPENT = """\
 These are the times above, shared out as a profile of each system is, which is taken once, on its own. `cpu-int8` and
 optimum's model multiply by weights in the same kernels of ONNX Runtime, so that what one can gain on the other lies
 elsewhere; optimum's rounds within those products. OpenVINO's products hold rounding and Gelu too (a dash: it has no
-operator of its own), and what is not int8 may run in bf16: ONNX Runtime has kernels for neither on x86."""
+operator of its own), and what is not int8 may run in bf16, in which ONNX Runtime runs nothing on x86."""
 
 
 def _spent(shape: str, raced: Raced, by_system: Mapping[str, Mapping[str, float]]) -> str:
