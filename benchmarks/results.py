@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
+from benchmarks import PARTS
 from benchmarks.environment import ROOT, Watch, environment
 from benchmarks.setting import Setting
 from distilqa.errors import DatasetError, SettingsError
@@ -109,10 +110,11 @@ def load(folder: Path) -> Results:
 
 
 def add(folder: Path, name: str, part: Part) -> None:
-    """Store a part beside what is there by now."""
+    """Store a part beside what is there by now, in the order of the suite, whenever each was measured."""
     with _locked(folder):
         stored = load(folder)
-        stored["parts"][name] = part
+        parts = stored["parts"] | {name: part}
+        stored["parts"] = {one: parts[one] for one in dict.fromkeys([*PARTS, *parts]) if one in parts}
         store(folder, stored)
 
 

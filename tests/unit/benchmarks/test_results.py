@@ -148,6 +148,13 @@ def test_a_part_that_is_measured_again_leaves_the_others(tmp_path: Path) -> None
     assert parts["cost"]["found"]["price_per_s"] == 0.5
 
 
+def test_parts_are_stored_in_the_order_of_the_suite(tmp_path: Path) -> None:
+    assert measure_cost(tmp_path) == 0
+    for name in ("kernels", "claims"):
+        results.add(tmp_path, name, results.load(tmp_path)["parts"]["cost"])
+    assert list(results.load(tmp_path)["parts"]) == ["claims", "kernels", "cost"]
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_all(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
