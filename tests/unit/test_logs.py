@@ -65,7 +65,7 @@ def test_level(pipe: tuple[int, int], level: str, entries: int) -> None:
 
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it is read again, the log says how many entries are missing."""
+    """Once it is read again, the log says how many entries are missing: in several places, where room came and went."""
     monkeypatch.setattr(logs, "_QUEUE_ENTRIES", 10)
     monkeypatch.setattr(logs, "_LAST_S", 20.0)
     read, write = pipe
@@ -81,9 +81,9 @@ def test_a_pipe_that_nobody_reads_holds_nobody_up(pipe: tuple[int, int], monkeyp
         os.close(write)
         entries = [json.loads(line) for line in reading.result(timeout=20).splitlines()]
     assert entries[-1]["message"] == "last"
-    gap = entries[-2]
-    assert (gap["level"], gap["message"]) == ("warning", "the log was not read and has gaps")
-    assert gap["dropped"] + len(entries) - 2 == 100
+    gaps = [entry for entry in entries if entry["message"] == "the log was not read and has gaps"]
+    assert {gap["level"] for gap in gaps} == {"warning"}
+    assert sum(gap["dropped"] for gap in gaps) + len(entries) - len(gaps) - 1 == 100
 
 
 def _read_all(descriptor: int) -> bytes:
