@@ -44,7 +44,7 @@ def report(results: Results) -> str:
     ]
     for name, module in MODULES.items():
         if name in parts:
-            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(parts[name])]
+            blocks += [f"## {name.capitalize()}", inspect.getdoc(module) or "", _circumstances(name, parts[name])]
             blocks += [f"![{plot.title}]({plot.name}.svg)" for plot in PLOTS if plot.part == name]
             blocks.append(module.report(parts[name]["found"]))
     blocks += ["## Machine", _machine(environment)]
@@ -54,7 +54,7 @@ def report(results: Results) -> str:
 def summary(results: Results) -> str:
     """The main table, and what cannot be trusted of it."""
     parts = results["parts"]
-    contended = [name.capitalize() for name in parts if name != "quality" and parts[name]["watched"]["contended"]]
+    contended = [name.capitalize() for name in parts if _contended(name, parts[name])]
     unsteady = [name.capitalize() for name in parts if _varied(parts[name]) > _UNSTEADY]
     warnings = [
         f"**Others used the machine: the times of {', '.join(contended)} mean little.**" if contended else "",
@@ -93,14 +93,19 @@ def _measured(setting: Mapping[str, Any]) -> str:
     return "; ".join(told) + "."
 
 
-def _circumstances(part: Part) -> str:
+def _contended(name: str, part: Part) -> bool:
+    """Whether others spoilt the times of a part: quality has none."""
+    return name != "quality" and bool(part["watched"]["contended"])
+
+
+def _circumstances(name: str, part: Part) -> str:
     watched, varied = part["watched"], _varied(part)
     told = [
         f"Begun at {part['began'][:16].replace('T', ' ')} UTC, {part['seconds'] / 60:.1f} minutes",
         f"others used {watched['others_cores']:.2f} cores and the host {watched['stolen_share']:.1%} of the time",
         *([f"a run's time varied by {varied:.0%} over the rounds (middle half)"] if varied else []),
     ]
-    return "; ".join(told) + "." + (" **Contended.**" if watched["contended"] else "")
+    return "; ".join(told) + "." + (" **Contended.**" if _contended(name, part) else "")
 
 
 def _varied(part: Part) -> float:

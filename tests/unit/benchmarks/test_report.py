@@ -56,6 +56,13 @@ def test_a_contended_machine_is_said() -> None:
     assert "contended" not in summary(results({"cost": part(COST)}))
     told = summary(results({"cost": part(COST, contended=True)}))
     assert told == "**Others used the machine: the times of Cost mean little.**"
+    assert "**Contended.**" in report(results({"cost": part(COST, contended=True)}))
+
+
+def test_what_has_no_times_is_not_called_contended() -> None:
+    judged: Any = {"swayed": 0, "lost": {"points": 0.2, "low": 0.1, "high": 0.3}, "moved": 0, "exact_match": 1, "f1": 1}
+    quality = {"judged": {OURS: judged}, "asked": 500, "bert": {}, "checkpoint": "", "questions": "", "answers": []}
+    assert "ontended" not in report(results({"quality": part(quality, contended=True)}))
 
 
 def test_times_that_vary_are_said() -> None:
