@@ -19,7 +19,7 @@ from benchmarks.worker import Shape, System, SystemFailed, Worker
 from distilqa.progress import ProgressBar
 
 # Threads that spin when a run is over are asleep after this.
-_SETTLE_S = 0.03
+SETTLE_S = 0.03
 
 # In each turn at least so many tokens are run, so that short runs are not one glance at the clock.
 _TURN_TOKENS, _MOST_RUNS = 256, 5
@@ -75,7 +75,7 @@ def race(
                 samples = found["samples_s"][str(shape)] = {system_name: [] for system_name in workers}
                 for number in range(rounds):
                     for system_name in chance.sample(list(workers), len(workers)):
-                        time.sleep(_SETTLE_S if threads > 1 else 0)
+                        time.sleep(SETTLE_S if threads > 1 else 0)
                         samples[system_name].append(workers[system_name].run(shape, number, turn_runs(shape)))
                     progress(place * rounds + number + 1)
         found["resident_mb"] = {system_name: worker.resident_mb() for system_name, worker in workers.items()}

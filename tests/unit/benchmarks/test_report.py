@@ -138,8 +138,8 @@ def test_kernels_are_judged_where_they_are_slowest() -> None:
         ("cpu-int8 against optimum int8, 1x128, 1 thread", "1.20", True),
         ("cpu-int8 against optimum int8, where it is slowest: 1x8, 1 thread", "0.90", False),
         ("cpu-int8 against OpenVINO int8, where it is slowest: 1x128, 1 thread", "1.10", True),
-        ("cpu-int8 at 1x128 as a share of the rate of the int8 product, 1 thread", "50%", False),
-        ("cpu-int8 at 1x128 as a share of the rate of the int8 product of many weights, 1 thread", "62%", False),
+        ("cpu-int8 at 1x128 as a share of the rate of the int8 product, 1 thread", "50.0%", False),
+        ("cpu-int8 at 1x128 as a share of the rate of the int8 product of many weights, 1 thread", "62.5%", False),
     ]
     assert share_of_products(measured, measured["products"][0], "int8 product") == pytest.approx(0.5)
 
