@@ -39,13 +39,15 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def health(address: str) -> int:
+    """Of the server and of its service, which change one after the other: asked again until they are the same."""
+    statuses: set[int] = set()
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        statuses = {
-            (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status for service in ("", SERVICE)
-        }
-    (status,) = statuses
-    return int(status)
+        while len(statuses) != 1:
+            statuses = {
+                (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status for service in ("", SERVICE)
+            }
+    return statuses.pop()
 
 
 async def end_of_call(address: str, method: str = "Answer") -> grpc.StatusCode:
