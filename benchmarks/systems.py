@@ -18,6 +18,9 @@ from distilqa.windows import Int64
 
 Run = Callable[[Int64], Sequence[Float32]]
 
+# Of the run in which OpenVINO's binding initialises itself: two threads that do so at once may wait for each other.
+_FIRST_TOKENS = 8
+
 # With glibc's defaults PyTorch spends up to half its time in page faults; its processes, and no others, run with these.
 PYTORCH_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
@@ -91,7 +94,12 @@ def _openvino(path: Path, threads: int, settings: dict[str, str]) -> Run:
     model = ov.Core().compile_model(path, "CPU", fixed | settings)
     names = [node.get_any_name() for node in model.inputs]
     request = model.create_infer_request()
-    return lambda ids: list(request.infer(feeds(names, ids)).values())
+
+    def run(ids: Int64) -> Sequence[Float32]:
+        return list(request.infer(feeds(names, ids)).values())
+
+    run(np.zeros((1, _FIRST_TOKENS), np.int64))
+    return run
 
 
 def feeds(names: list[str], ids: Int64) -> dict[str, Int64]:
