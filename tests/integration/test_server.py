@@ -205,8 +205,9 @@ async def test_a_sentence_overtakes_a_book(bundle: Path) -> None:
     """It waits for the window that runs and for one more, of the many that came before it."""
     async with held_server(bundle) as (server, engine), AsyncClient(server.address, timeout_s=300) as client:
         book = asyncio.create_task(client.answer(QUESTION, [f"{PASSAGE} " * 1000] * 5))
-        while (before := server._scheduler._queue.windows) < 150:
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(engine.began.wait)
+        before = server._scheduler._queue.windows
+        assert before > 150
         sentence = asyncio.create_task(client.answer(QUESTION, PASSAGE))
         while server._scheduler._queue.windows == before:
             await asyncio.sleep(0.001)
