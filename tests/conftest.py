@@ -38,6 +38,14 @@ def bundle(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def gpu_bundle(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the shipped checkpoint with fp32 and a variant for a GPU nobody ran. Tests must not change it."""
+    target = tmp_path_factory.mktemp("export") / "gpu-bundle"
+    export(str(CHECKPOINT), target, variants=("cpu-fp32", "cuda-fp16"), evaluation=evaluation, max_f1_drop=100)
+    return target
+
+
 @pytest.fixture
 def squad(tmp_path: Path) -> Path:
     """A small SQuAD v1.1 file, ``dev-v1.1.json``: one question is answered right, one nearly, one wrong."""

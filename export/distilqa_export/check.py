@@ -9,6 +9,7 @@ import onnxruntime as ort
 import torch
 
 from distilqa.engine import run_session, token_types
+from distilqa.packed import CUMULATIVE_LENGTHS, run_packed
 from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ Run = Callable[[Sequence[Int64]], Sequence[Float32]]
 def runner(session: ort.InferenceSession) -> Run:
     """A function from windows of one length to [start, end] logits, each (windows, length)."""
     inputs = [node.name for node in session.get_inputs()]
+    if CUMULATIVE_LENGTHS in inputs:
+        return lambda windows: [np.stack(side) for side in zip(*run_packed(session, inputs, windows), strict=True)]
     return lambda windows: run_session(session, inputs, windows)
 
 

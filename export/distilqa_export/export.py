@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from distilqa.bundle import (
     CARD,
+    GPU_VARIANTS,
     INT8_PROBE,
     MANIFEST,
     SELF_TEST,
@@ -34,7 +35,8 @@ from distilqa.bundle import (
     describe,
     staged,
 )
-from distilqa.engine import open_session, usable_cores
+from distilqa.cuda import open_cuda_session
+from distilqa.engine import open_session, runtime_package, usable_cores
 from distilqa.errors import InvalidRequest
 from distilqa.evaluation import Question, shown_id
 from distilqa.reader import Reader
@@ -46,7 +48,7 @@ from distilqa_export.check import MAX_FP32_DIFFERENCE, check_fp32, largest_diffe
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
-from distilqa_export.gate import Judged, Released, judge, release
+from distilqa_export.gate import Judged, Released, judge, release, release_packed
 from distilqa_export.probe import saturation_probe
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import METHOD, Quantizer
@@ -54,7 +56,8 @@ from distilqa_export.speed import processor, side_by_side
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
-_TOOLS = ("distilqa", "torch", "transformers", "optimum-onnx", "onnx", "onnxscript", "onnxruntime", "tokenizers")
+(_CUDA,) = GPU_VARIANTS
+_TOOLS = ("distilqa", "torch", "transformers", "optimum-onnx", "onnx", "onnxscript", "tokenizers")
 
 # Points of F1.
 MAX_F1_DROP = 0.5
@@ -88,9 +91,10 @@ def export(
     it must for that. ``progress`` is told of each step. Raises CheckpointError, ExportError, DatasetError or
     BundleError; then nothing is written.
     """
-    unknown = set(variants) - set(VARIANTS)
+    known = (*VARIANTS, *GPU_VARIANTS)
+    unknown = set(variants) - set(known)
     if unknown or not variants:
-        raise ExportError(f"unknown variant {', '.join(sorted(unknown)) or '(none)'}; there are {', '.join(VARIANTS)}")
+        raise ExportError(f"unknown variant {', '.join(sorted(unknown)) or '(none)'}; there are {', '.join(known)}")
     if not 0 <= max_f1_drop < math.inf:
         raise ExportError(f"max_f1_drop is {max_f1_drop:g}, must be 0 or more points of F1")
     variants = tuple(dict.fromkeys(variants))
@@ -129,12 +133,19 @@ def export(
             progress("quantise")
             made[_INT8] = release(quantizer, scratch, windows, judged, judge_saved, max_f1_drop, progress)
 
+        if _CUDA in variants:
+            progress("pack for the GPU, in fp16")
+            made[_CUDA] = release_packed(
+                model, loaded.architecture, scratch, judged, judge_saved, max_f1_drop, progress
+            )
+
         progress("time, and write")
         described = _describe_variants(made, variants, loaded, windower)
         released = {name: made[name] for name in variants}
         manifest = _write(folder, loaded, released, described, list(tokenized.values()), data)
         for name in variants:
-            Reader(folder, name)  # what was written loads, verifies and passes its own self-test
+            if manifest.variants[name].verified:
+                Reader(folder, name)  # what was written loads, verifies and passes its own self-test
     return manifest
 
 
@@ -145,9 +156,14 @@ def _judge_saved(
 
     def judge_saved(model: Path) -> Judged:
         told = tenths(model.stem, len(questions), "questions", progress)
-        return judge(runner(open_session(model, threads=1)), questions, tokenized, told)
+        return judge(runner(_opened(model)), questions, tokenized, told)
 
     return judge_saved
+
+
+def _opened(model: Path) -> Any:
+    """The session of a model that is named after its variant."""
+    return open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=1)
 
 
 def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:
@@ -163,13 +179,17 @@ def _describe_variants(
     """The variants of those names; fp32 is among those that are made."""
     fp32 = made[_FP32].path
     window = np.random.default_rng(0).integers(0, loaded.architecture.vocabulary, _TIMED_TOKENS)
-    runs = {name: runner(open_session(made[name].path, threads=1)) for name in names}
+    runs = {name: runner(_opened(made[name].path)) for name in names if made[name].stand_in is None}
     milliseconds = {
-        name: {f"milliseconds_of_1x{_TIMED_TOKENS}": 1e3 * statistics.median(seconds)}
+        name: {
+            f"milliseconds_of_1x{_TIMED_TOKENS}{'_on_gpu' * (name in GPU_VARIANTS)}": 1e3 * statistics.median(seconds)
+        }
         for name, seconds in side_by_side(runs, [window], _TIMED_ROUNDS).items()
     }
     return {
-        name: _describe_variant(name, made[name], _tolerance(fp32, made[name].path, windower), milliseconds[name])
+        name: _describe_variant(
+            name, made[name], _tolerance(fp32, made[name].runnable, windower), milliseconds.get(name, {})
+        )
         for name in names
     }
 
@@ -179,12 +199,13 @@ def _describe_variant(name: str, made: Released, tolerance: float, milliseconds:
     scores = {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
     return Variant(
         file=f"{name}.onnx",
-        precision=name.removeprefix("cpu-"),
+        precision=name.partition("-")[2],
         quantization=METHOD if name == _INT8 else "none",
         operators=dict(sorted(census(made.model).items())),
         tolerance=tolerance,
         measured=made.measured | scores | milliseconds,
         fp32_matmuls=made.fp32_matmuls,
+        verified=made.stand_in is None,
     )
 
 
@@ -200,7 +221,7 @@ def _tolerance(fp32: Path, variant: Path, windower: Windower) -> float:
     texts = samples.packaged_calibration()[:_TOLERANCE_PASSAGES]
     # One question for all, which fits any window.
     tokenized = [_tokenize(windower, "Why", text.context, text.place) for text in texts]
-    runs = [runner(open_session(path, threads=usable_cores())) for path in (fp32, variant)]
+    runs = [runner(_opened(path)) for path in (fp32, variant)]
     expected, found = ([logits_of(run, one) for one in tokenized] for run in runs)
     return 2 * largest_difference(expected, found)
 
@@ -249,7 +270,7 @@ def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Varian
         window_tokens=loaded.window_tokens,
         variants=variants,
         data=data,
-        tools={name: version(name) for name in _TOOLS},
+        tools={name: version(name) for name in (*_TOOLS, runtime_package())},
         processor=processor(),
         files={},
     )

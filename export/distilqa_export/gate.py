@@ -1,4 +1,4 @@
-"""The accuracy gate: what int8 costs in F1, and what has to stay fp32 so that it costs no more than the budget."""
+"""The accuracy gate: what int8 and fp16 cost in F1; int8 keeps in fp32 what has to be, so that it is in the budget."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from distilqa.answer import Answer
+from distilqa.bundle import GPU_VARIANTS, Architecture
+from distilqa.cuda import open_cuda_session
 from distilqa.engine import open_session, usable_cores
+from distilqa.errors import MissingDependency
 from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question, evaluate
 from distilqa.spans import Float32, Logits, decode
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.check import Run, largest_difference, logits_of, runner
 from distilqa_export.errors import ExportError
+from distilqa_export.pack import pack
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import Quantizer
 from distilqa_export.speed import median_ratio, side_by_side
@@ -56,7 +60,8 @@ class Drop:
 class Released:
     """A model that may be listed, and where it is saved; one of int8 is within its budget.
 
-    ``fp32_matmuls`` of it are left in fp32, with the logit error of each in int8.
+    ``fp32_matmuls`` of it are left in fp32, with the logit error of each in int8. ``stand_in`` is the model that was
+    judged in its place where nothing here can run it.
     """
 
     model: ir.Model
@@ -64,6 +69,12 @@ class Released:
     judged: Judged
     fp32_matmuls: Mapping[str, float]
     measured: dict[str, float]
+    stand_in: Path | None = None
+
+    @property
+    def runnable(self) -> Path:
+        """What runs here."""
+        return self.stand_in or self.path
 
 
 Judge = Callable[[Path], Judged]
@@ -110,20 +121,11 @@ def release(
         ir.save(model, path)
         judged = judged_by(path)
         drop = f1_drop(fp32.evaluation, judged.evaluation)
-        progress(
-            f"int8 with {kept} of {len(quantizer.matmuls)} matmuls in fp32 loses {drop.points:.2f} points of F1"
-            f" ({_LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
-        )
+        progress(_lost(f"int8 with {kept} of {len(quantizer.matmuls)} matmuls in fp32", drop, budget))
         if drop.points <= budget:
             if doubt := _doubt(fp32.evaluation, drop, budget):
                 progress(f"{doubt}: more questions (--eval) would make it surer")
-            measured = {
-                "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
-                "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
-                "f1_drop": drop.points,
-                "f1_drop_low": drop.low,
-                "f1_drop_high": drop.high,
-            }
+            measured = _against(fp32, judged, drop)
             if left:
                 measured |= cost(quantizer, scratch, path, windows[:_WINDOWS])
             return Released(model, path, judged, left, measured)
@@ -131,6 +133,52 @@ def release(
         f"int8 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions, with {kept} of"
         f" {len(quantizer.matmuls)} matmuls left in fp32; {budget:g} is allowed"
     )
+
+
+def release_packed(
+    fused: ir.Model, architecture: Architecture, scratch: Path, fp32: Judged, judged_by: Judge, budget: float,
+    progress: Progress,
+) -> Released:  # fmt: skip
+    """Return the packed fp16 model of a fused one, whose F1 is within the budget, in points, of fp32's.
+
+    Where no GPU can run it, its twin is judged on the CPU. Raises ExportError if it loses more.
+    """
+    path, twin = scratch / f"{GPU_VARIANTS[0]}.onnx", None
+    model = pack(fused, architecture)
+    ir.save(model, path)
+    try:
+        open_cuda_session(path)
+    except MissingDependency as error:
+        progress(f"no GPU can run it here ({error}); its twin is judged on the CPU, and it is marked unverified")
+        ir.save(pack(fused, architecture, twin=True), twin := scratch / f"{path.stem}-twin.onnx")
+    judged = judged_by(twin or path)
+    drop = f1_drop(fp32.evaluation, judged.evaluation)
+    progress(_lost("fp16", drop, budget))
+    if drop.points > budget:
+        raise ExportError(
+            f"fp16 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions; {budget:g} is allowed"
+        )
+    if doubt := _doubt(fp32.evaluation, drop, budget):
+        progress(f"{doubt}: more questions (--eval) would make it surer")
+    return Released(model, path, judged, {}, _against(fp32, judged, drop), twin)
+
+
+def _lost(what: str, drop: Drop, budget: float) -> str:
+    return (
+        f"{what} loses {drop.points:.2f} points of F1"
+        f" ({_LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
+    )
+
+
+def _against(fp32: Judged, judged: Judged, drop: Drop) -> dict[str, float]:
+    """What a model's answers are beside fp32's."""
+    return {
+        "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
+        "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
+        "f1_drop": drop.points,
+        "f1_drop_low": drop.low,
+        "f1_drop_high": drop.high,
+    }
 
 
 def _doubt(judged: Evaluation, drop: Drop, budget: float) -> str:

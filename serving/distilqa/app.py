@@ -26,7 +26,7 @@ from distilqa import huge_pages
 from distilqa.admission import Permits
 from distilqa.bundle import Bundle
 from distilqa.credentials import Callers
-from distilqa.engine import Engine, usable_cores
+from distilqa.engine import open_engine, usable_cores
 from distilqa.errors import DistilqaError, SettingsError, Unavailable
 from distilqa.reader import open_windower
 from distilqa.scheduler import Scheduler
@@ -137,12 +137,21 @@ class Server:
         manifest = bundle.manifest
         windower = await in_thread(partial(open_windower, bundle))
         self._engine = await in_thread(
-            partial(Engine, bundle, settings.variant, threads=self._threads, concurrent=True), finish_s=_CLOSE_S
+            partial(
+                open_engine,
+                bundle,
+                settings.variant,
+                unverified=settings.unverified == "allow",
+                objective_s=settings.objective_ms / 1e3,
+                threads=self._threads,
+                concurrent=True,
+            ),
+            finish_s=_CLOSE_S,
         )
         variant = self._engine.variant
         self._scheduler = Scheduler(
             self._engine,
-            lanes=self._threads,
+            lanes=self._engine.lanes,
             max_queued_windows=settings.max_queued_windows,
             on_death=lambda: self._keep(self._break()),
         )
@@ -165,7 +174,7 @@ class Server:
             ),
             pool=self._pool,
         )
-        self.description = f"{manifest.name} version {manifest.version} ({variant}, {self._threads} cores)"
+        self.description = f"{manifest.name} version {manifest.version} ({variant}, {self._engine.device})"
         if self._callers is not None and not self._callers.may_use(manifest.name):
             logger.warning("no caller in %s may use the model %r, which is served", settings.credentials, manifest.name)
         logger.info(

@@ -1,7 +1,7 @@
 """The bundle: a directory with everything that answering needs, described and guarded by its manifest.
 
     manifest.json       what this is, where it came from, what was measured, and the digest of every other file
-    <variant>.onnx      one model a variant: cpu-int8.onnx, cpu-fp32.onnx
+    <variant>.onnx      one model a variant: cpu-int8.onnx, cpu-fp32.onnx, cuda-fp16.onnx
     tokenizer.json      the checkpoint's tokenizer
     self-test.json      a few inputs, and the logits that each variant gave for them where it was made
     int8-probe.onnx     with an int8 variant: the largest products there are, and what they must add up to
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -37,8 +37,9 @@ _LEAST_WINDOW = 5
 # Far above what attention over all of them allows.
 _LONGEST_WINDOW = 2**16
 
-# The order in which a variant is chosen when none is named.
+# Those for a processor, in the order in which one is chosen when none is named; and those for a GPU.
 VARIANTS = ("cpu-int8", "cpu-fp32")
+GPU_VARIANTS = ("cuda-fp16",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Variant:
     difference from the logits in the self-test that still counts as the same model. ``measured`` holds the numbers
     measured at export; `shown` has them with their units.
     ``fp32_matmuls`` of an int8 model are those that stayed fp32, with the error of the logits that each caused in int8.
+    ``verified`` says that all this was found on the kind of device that the variant is for.
     """
 
     file: str
@@ -81,6 +83,7 @@ class Variant:
     tolerance: float
     measured: Mapping[str, float]
     fp32_matmuls: Mapping[str, float]
+    verified: bool
 
     def shown(self) -> dict[str, str]:
         """What was measured, for people: names, and numbers with their units."""
@@ -109,6 +112,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "f1": ("F1", "{:.2f} %".format),
     "questions": ("questions evaluated", "{:,.0f}".format),
     "milliseconds_of_1x128": ("a run of 1x128 on one thread", "{:.1f} ms".format),
+    "milliseconds_of_1x128_on_gpu": ("a run of 1x128 on the GPU", "{:.2f} ms".format),
     "bytes_for_fp32_matmuls": ("larger than all int8 by", lambda value: f"{value / 1e6:.2f} MB"),
     "times_as_long_as_all_int8": ("a run against all int8", "{:.2f} times as long".format),
 }
@@ -186,7 +190,7 @@ def _read(kind: type[_Read], value: Any, name: str) -> _Read:
         if not isinstance(value, dict):
             raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be an object")
         return {key: _read(item, one, f"{name}.{key}") for key, one in value.items()}  # type: ignore[return-value]
-    sound = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    sound = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     least = 0 if kind is int else -_LARGEST
     if not sound or (isinstance(value, int | float) and not least <= value <= _LARGEST):
         raise BundleError(f"{MANIFEST}: {name} is {value!r:.200}, must be {getattr(kind, '__name__', kind)}")
@@ -231,13 +235,13 @@ class Bundle:
             raise BundleError(f"{path}: its SHA-256 is not the manifest's; the file is damaged or was changed")
         return path
 
-    def variant(self, name: str | None = None) -> tuple[str, Variant]:
-        """Return the variant of that name, or by default the fastest one for this machine. Raises BundleError."""
+    def variant(self, name: str | None = None, among: Sequence[str] = VARIANTS) -> tuple[str, Variant]:
+        """Return the variant of that name, or by default the first there is of some. Raises BundleError."""
         variants = self.manifest.variants
-        for candidate in VARIANTS if name is None else (name,):
+        for candidate in among if name is None else (name,):
             if candidate in variants:
                 return candidate, variants[candidate]
-        wanted = "that this version of distilqa knows" if name is None else repr(name)
+        wanted = f"of those that can be used here, {', '.join(among)}" if name is None else repr(name)
         raise BundleError(f"{self.path} has no variant {wanted}; it has {', '.join(sorted(variants)) or 'none'}")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args, get_origin
 
 from distilqa.answer import Answer
-from distilqa.bundle import VARIANTS, Bundle
+from distilqa.bundle import GPU_VARIANTS, VARIANTS, Bundle
 from distilqa.errors import DeadlineExceeded, DistilqaError, InvalidRequest, MissingDependency
 
 if TYPE_CHECKING:
@@ -147,7 +147,10 @@ def _add_export(commands: _Commands) -> None:
     export.add_argument("checkpoint", metavar="CHECKPOINT", help="a local folder, or a hub id")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="directory to write")
     export.add_argument(
-        "--variant", action="append", choices=VARIANTS, help="which to make; may be repeated (default: all)"
+        "--variant",
+        action="append",
+        choices=(*VARIANTS, *GPU_VARIANTS),
+        help=f"which to make; may be repeated (default: {' and '.join(VARIANTS)})",
     )
     export.add_argument(
         "--calibration", type=Path, metavar="FILE",
@@ -227,7 +230,8 @@ def _export(arguments: argparse.Namespace) -> int:
         )
     for name, variant in manifest.variants.items():
         measured = ", ".join(f"{measure} {text}" for measure, text in variant.shown().items())
-        print(f"{name}: {manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
+        unverified = "" if variant.verified else "unverified, "
+        print(f"{name}: {unverified}{manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
     print(f"wrote {arguments.output}")
     return 0
 
@@ -260,7 +264,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print(f"  made with     {', '.join(f'{tool} {number}' for tool, number in manifest.tools.items())}")
     print(f"  made on       {manifest.processor}")
     for name, variant in manifest.variants.items():
-        print(f"variant {name} ({variant.precision})")
+        print(f"variant {name} ({variant.precision}{'' if variant.verified else ', unverified'})")
         operators = ", ".join(f"{count} {op}" for op, count in variant.operators.items())
         shown = variant.shown() | {
             "quantisation": variant.quantization,
@@ -279,19 +283,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from distilqa.engine import usable_variants
     from distilqa.evaluation import read_questions
     from distilqa.reader import Reader
 
     bundle = Bundle.open(arguments.bundle)
-    first, _ = bundle.variant(arguments.variant)
-    variants = list(bundle.manifest.variants) if arguments.variant is None else [first]
+    usable = usable_variants()
+    first, _ = bundle.variant(arguments.variant, usable)
+    variants = [name for name in bundle.manifest.variants if name in usable] if arguments.variant is None else [first]
+    for name in bundle.manifest.variants.keys() - usable if arguments.variant is None else ():
+        print(f"{name}: left out, since this ONNX Runtime is for CPUs alone", file=sys.stderr)
     if arguments.predictions and len(variants) > 1:
         raise InvalidRequest("--predictions", f"is one file; choose a --variant of {', '.join(variants)}")
     questions = read_questions(arguments.file)
     if arguments.predictions:
         _check_writable("--predictions", arguments.predictions)
     # All before the first is measured: what cannot be used here is better found now than after minutes.
-    readers = {variant: Reader(arguments.bundle, variant, threads=1) for variant in variants}
+    readers = {variant: Reader(arguments.bundle, variant, threads=1, unverified=True) for variant in variants}
     results = {}
     for variant, reader in readers.items():
         found = _measure(reader, questions)

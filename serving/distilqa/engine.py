@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions. The only module that knows ONNX Runtime."""
+"""ONNX Runtime sessions, on the CPU here, on a GPU in `distilqa.cuda`. Nothing else knows ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distilqa.bundle import INT8_PROBE, SELF_TEST, Bundle, Variant
+from distilqa.bundle import GPU_VARIANTS, INT8_PROBE, SELF_TEST, VARIANTS, Bundle, Variant
 from distilqa.errors import BundleError, InferenceFailed, MissingDependency
 from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64
@@ -24,9 +24,17 @@ from distilqa.windows import Int64
 if TYPE_CHECKING:
     import onnxruntime
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
+
 # Windows of one length share a run up to this length and number: beyond it a shared run costs what single runs cost.
 SHARED_RUN_TOKENS = 64
 SHARED_RUN_WINDOWS = 8
+
+# A run on a GPU has no more windows, so that what tells of them has its place in memory from the start.
+RUN_WINDOWS = 1024
+
+# Of a request that finds a GPU busy with many others.
+OBJECTIVE_S = 0.02
 
 # More than any processor has cores; a session with far more threads would not come up.
 MAX_THREADS = 512
@@ -35,7 +43,36 @@ MAX_THREADS = 512
 # than ONNX Runtime's own, which burns 15 ms of a core after each run.
 SPIN_US = 1000
 
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _INSTALL = "pip install 'distilqa[cpu]'"
+
+
+def open_engine(
+    bundle: Bundle, variant: str | None = None, *, unverified: bool = False, objective_s: float = OBJECTIVE_S,
+    **options: Any,
+) -> Engine:  # fmt: skip
+    """The engine for a variant of a bundle: the one for a GPU, or for the CPU, which takes the ``options``.
+
+    ``unverified`` allows a variant that was never run on the kind of device that it is for. Raises BundleError and
+    MissingDependency as they do.
+    """
+    name, description = bundle.variant(variant, usable_variants())
+    if not description.verified and not unverified:
+        raise BundleError(
+            f"{bundle.path}: {name} is unverified: no GPU ran it when it was made. Export it where there is one, or"
+            " allow it: distilqa serve has --unverified allow, a Reader unverified=True"
+        )
+    if name in GPU_VARIANTS:
+        from distilqa.cuda import CudaEngine  # which is made of what is here
+
+        return CudaEngine(bundle, name, objective_s=objective_s)
+    return Engine(bundle, name, **options)
+
+
+def usable_variants() -> Sequence[str]:
+    """Those for the ONNX Runtime that is installed, the fastest first. Raises MissingDependency."""
+    gpu = CUDA_PROVIDER in import_onnxruntime().get_available_providers()
+    return (*GPU_VARIANTS, *VARIANTS) if gpu else VARIANTS
 
 
 class Engine:
@@ -46,14 +83,19 @@ class Engine:
     took in runs of full length, with as many under way as may be. The constructor verifies the files and runs the
     bundle's self-test; it raises BundleError if a file is damaged or the model gives other logits here than where the
     bundle was made, MissingDependency if ONNX Runtime is missing or doubly installed.
+
+    ``lanes`` is how many runs it takes at once. Windows of one length may share a run, up to 64 tokens, and of any
+    lengths where it has a ``budget`` of tokens.
     """
+
+    budget: int | None = None
 
     def __init__(
         self, bundle: Bundle, variant: str | None = None, *, threads: int | None = None, concurrent: bool = False
     ) -> None:
         self.bundle = bundle
         self.variant, description = bundle.variant(variant)
-        self.threads = threads or usable_cores()
+        self.threads = self.lanes = threads or usable_cores()
         if description.precision == "int8":
             self._probe_int8()
         model = bundle.verified(description.file)
@@ -67,6 +109,11 @@ class Engine:
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._self_test(description)
         _give_back_memory()
+
+    @property
+    def device(self) -> str:
+        """What it runs on, for people."""
+        return f"{self.threads} cores"
 
     def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
         """Run windows of one length, each (length,) int64, and return (start, end) logits, each (length,) float32.
@@ -208,7 +255,7 @@ def token_types(input_ids: Int64) -> Int64:
 
 def import_onnxruntime() -> Any:
     """Import ONNX Runtime. Raises MissingDependency if neither of its packages is installed, or both are."""
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    found = [name for name in _PACKAGES if _installed(name)]
     if len(found) == 2:
         raise MissingDependency(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one:"
@@ -219,6 +266,12 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise MissingDependency(f"ONNX Runtime is not installed: {_INSTALL} (or distilqa[gpu])") from error
     return onnxruntime
+
+
+def runtime_package() -> str:
+    """The name of the ONNX Runtime that is installed. Raises MissingDependency as `import_onnxruntime` does."""
+    import_onnxruntime()
+    return next(name for name in _PACKAGES if _installed(name))
 
 
 def _installed(distribution: str) -> bool:

@@ -75,6 +75,13 @@ class Queue:
         self._jobs.move_to_end(job)
         return self._take(job, self._jobs[job][0])
 
+    def take_within(self, tokens: int) -> Entry | None:
+        """The same, if it has no more tokens: nobody is passed over for a shorter one."""
+        if not self._jobs:
+            return None
+        job, waiting = next(iter(self._jobs.items()))
+        return self.take() if len(job.windows[waiting[0]]) <= tokens else None
+
     def take_equals(self, length: int, count: int) -> list[Entry]:
         """At most ``count`` of the next windows that have this length too. They keep nobody's turn waiting."""
         ahead = islice(self._waiting(), LOOK_AHEAD)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from distilqa import spans
 from distilqa.answer import Answer
 from distilqa.bundle import TOKENIZER, Bundle
-from distilqa.engine import MAX_THREADS, Engine
+from distilqa.engine import MAX_THREADS, open_engine
 from distilqa.errors import BundleError
 from distilqa.request import check_integer, check_options, list_passages
 from distilqa.windows import Windower
@@ -18,7 +18,8 @@ class Reader:
     """Answers questions from passages with one variant of a bundle.
 
     ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest. ``threads`` is how
-    many cores a question uses, by default all that this process may use. One Reader can be used from several threads.
+    many cores a question uses, by default all that this process may use. ``unverified`` allows a variant for a GPU that
+    was made without one. One Reader can be used from several threads.
     Raises BundleError and MissingDependency as `distilqa.engine.Engine` does, InvalidRequest for impossible threads.
 
     >>> reader = Reader("bundle")
@@ -27,12 +28,17 @@ class Reader:
     """
 
     def __init__(
-        self, bundle: str | os.PathLike[str], variant: str | None = None, *, threads: int | None = None
+        self,
+        bundle: str | os.PathLike[str],
+        variant: str | None = None,
+        *,
+        threads: int | None = None,
+        unverified: bool = False,
     ) -> None:
         if threads is not None:
             check_integer("threads", threads, 1, MAX_THREADS)
         self.bundle = Bundle.open(bundle)
-        self.engine = Engine(self.bundle, variant, threads=threads)
+        self.engine = open_engine(self.bundle, variant, unverified=unverified, threads=threads)
         self.windower = open_windower(self.bundle)
 
     def answer(

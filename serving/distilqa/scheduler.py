@@ -12,10 +12,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from distilqa.admission import refusal
-from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS, Engine
+from distilqa.engine import RUN_WINDOWS, SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS, Engine
 from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Unavailable
 from distilqa.queue import Entry, Job, Queue, Ran
 from distilqa.windows import Window
@@ -132,12 +132,24 @@ class Scheduler:
             return []
 
     def _company(self, first: Entry) -> list[Entry]:
-        """Take the next windows that may share a run with a short one."""
+        """Take the next windows that may share a run with the first."""
         length = len(first.input_ids)
+        if self._engine.budget is not None:
+            return list(self._fill(self._engine.budget - length))
         if length > SHARED_RUN_TOKENS:
             return []
         equals = self._queue.take_equals(length, SHARED_RUN_WINDOWS - 1)
         return [entry for entry in equals if self._wanted(entry.job)]
+
+    def _fill(self, room: int) -> Iterator[Entry]:
+        """Take the next windows while there is room for their tokens."""
+        for _ in range(RUN_WINDOWS - 1):
+            entry = self._queue.take_within(room)
+            if entry is None:
+                return
+            if self._wanted(entry.job):
+                room -= len(entry.input_ids)
+                yield entry
 
     def _wanted(self, job: Job) -> bool:
         """Whether a job is still to be run: its caller is there, nothing failed, and its deadline has not passed."""
@@ -167,9 +179,12 @@ class Scheduler:
             failure.__cause__ = error
             return [(entries[0], failure)]
         took = time.monotonic() - began
+        tokens = sum(len(entry.input_ids) for entry in entries)
         with self._changed:
-            self._run_s = _MEMORY * self._run_s + took
-            self._run_tokens = _MEMORY * self._run_tokens + sum(len(entry.input_ids) for entry in entries)
+            # A small run on a GPU says nothing of those that work off a queue: it costs nearly what a large one does.
+            if self._engine.budget is None or 2 * tokens > self._engine.budget:
+                self._run_s = _MEMORY * self._run_s + took
+                self._run_tokens = _MEMORY * self._run_tokens + tokens
         return [
             (entry, Ran(pair, began - entry.job.queued, took, len(entries)))
             for entry, pair in zip(entries, logits, strict=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from distilqa.engine import MAX_THREADS
+from distilqa.engine import MAX_THREADS, OBJECTIVE_S
 from distilqa.errors import SettingsError
 
 ENV_PREFIX = "DISTILQA_"
@@ -50,6 +50,9 @@ class ServerSettings(BaseModel):
 
     bundle: Path = Field(description="directory of the bundle to serve")
     variant: str | None = Field(None, description="variant of the bundle; by default the fastest for this machine")
+    unverified: Literal["refuse", "allow"] = Field(
+        "refuse", description="whether to serve a variant for a GPU that was made without one"
+    )
     host: str = Field("127.0.0.1", description="address to bind")
     port: int = Field(50051, ge=0, le=65535, description="port to bind; 0 takes a free one")
     credentials: Path | None = Field(
@@ -62,6 +65,12 @@ class ServerSettings(BaseModel):
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a password")
     threads: int | None = Field(
         None, ge=1, le=MAX_THREADS, description="cores to use; by default all that this process may use"
+    )
+    objective_ms: float = Field(
+        1e3 * OBJECTIVE_S,
+        gt=0,
+        description="on a GPU, how long the model may take for a request that finds others before it, in ms: the most"
+        " that runs are made as large for",
     )
     max_requests: int = Field(128, ge=1, description="requests in flight; more are refused at once")
     max_bytes: int = Field(64 << 20, ge=1, description="bytes of requests in flight; more are refused at once")

@@ -185,6 +185,22 @@ def test_eval(bundle: Path, squad: Path) -> None:
     assert err.count(": 3 of 3, ") == 2
 
 
+def test_on_a_cpu_a_variant_for_a_gpu_is_left_out_or_refused(gpu_bundle: Path, squad: Path) -> None:
+    status, out, err = run(["eval", str(gpu_bundle), str(squad)])
+    assert (status, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["cpu-fp32"])
+    assert "cuda-fp16: left out, since this ONNX Runtime is for CPUs alone\n" in err
+    _, out, _ = run(["inspect", str(gpu_bundle)])
+    assert "variant cuda-fp16 (fp16, unverified)\n" in out
+    for command, problem in (
+        (["eval", str(gpu_bundle), str(squad)], "this ONNX Runtime has no CUDAExecutionProvider: pip uninstall"),
+        (["serve", str(gpu_bundle), "--port", "0"], "cuda-fp16 is unverified: no GPU ran it when it was made."),
+        (["serve", str(gpu_bundle), "--port", "0", "--unverified", "allow"], "has no CUDAExecutionProvider"),
+    ):
+        status, out, err = run([*command, "--variant", "cuda-fp16"])
+        assert (status, out) == (1, "")
+        assert problem in err
+
+
 def test_eval_prints_json(bundle: Path, squad: Path) -> None:
     status, out, err = run(["eval", str(bundle), str(squad), "--json"])
     assert (status, "Traceback" in err) == (0, False)

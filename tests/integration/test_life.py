@@ -23,7 +23,7 @@ from tests.integration.servers import CLI, HeldEngine, held_server, serving
 from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
 from distilqa import app as app_module
 from distilqa.app import BrokenError, Server, serve
-from distilqa.engine import Engine
+from distilqa.engine import Engine, open_engine
 from distilqa.errors import BundleError
 from distilqa.settings import ServerSettings
 from distilqa_protos.v1 import question_answering_pb2 as pb
@@ -87,9 +87,9 @@ class TestStart:
         def slow(*arguments: Any, **options: Any) -> Engine:
             began.set()
             assert go_on.wait(60)
-            return Engine(*arguments, **options)
+            return open_engine(*arguments, **options)
 
-        monkeypatch.setattr(app_module, "Engine", slow)
+        monkeypatch.setattr(app_module, "open_engine", slow)
         server = Server(ServerSettings(bundle=bundle, port=0))
         starting = asyncio.create_task(server.start())
         await asyncio.to_thread(began.wait)
@@ -119,7 +119,7 @@ class TestStart:
             go_on.wait(60)
             raise BundleError("nobody hears this")
 
-        monkeypatch.setattr(app_module, "Engine", stopped)
+        monkeypatch.setattr(app_module, "open_engine", stopped)
         monkeypatch.setattr(app_module, "_CLOSE_S", 60)
         running = asyncio.create_task(serve(ServerSettings(bundle=bundle, port=0), lambda _: pytest.fail("ready")))
         await asyncio.to_thread(began.wait)
@@ -149,7 +149,9 @@ class TestStuck:
     """What hangs does not keep the process from ending."""
 
     def test_while_it_loads(self, bundle: Path) -> None:
-        change = "app._CLOSE_S = 0.1; app.Engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
+        change = (
+            "app._CLOSE_S = 0.1; app.open_engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
+        )
         with subprocess.Popen(
             [*changed(change, bundle), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

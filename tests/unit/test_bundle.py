@@ -39,7 +39,8 @@ def manifest_of(variants: tuple[str, ...] = VARIANTS, files: Mapping[str, File] 
         architecture=Architecture("distilbert", 1, 4, 2, 8, 30, 512, 999),
         window_tokens=384,
         variants={
-            name: Variant(f"{name}.onnx", "fp32", "none", {"Add": 1}, 0.5, {"questions": 2}, {}) for name in variants
+            name: Variant(f"{name}.onnx", "fp32", "none", {"Add": 1}, 0.5, {"questions": 2}, {}, True)
+            for name in variants
         },
         data={"evaluation": "questions.json"},
         tools={"distilqa": "0"},
@@ -131,7 +132,7 @@ def test_shows_what_was_measured_with_its_unit() -> None:
         "milliseconds_of_1x128": 29.46,
         "of_another_version": 3.0,
     }
-    assert Variant("a.onnx", "int8", "none", {}, 0.5, measured, {}).shown() == {
+    assert Variant("a.onnx", "int8", "none", {}, 0.5, measured, {}, True).shown() == {
         "logits differ from PyTorch's by at most": "2.1e-05",
         "answers in fp32's place": "96.5 %",
         "F1 lost against fp32": "0.05 points (95 % interval -0.20 to 0.30)",
@@ -329,7 +330,7 @@ def test_variant(tmp_path: Path, present: tuple[str, ...], named: str | None, ex
     [
         (VARIANTS, "cpu-fp16", "no variant 'cpu-fp16'; it has cpu-fp32, cpu-int8"),
         (VARIANTS, "", "no variant ''; it has cpu-fp32, cpu-int8"),
-        (("novel",), None, "no variant that this version of distilqa knows; it has novel"),
+        (("novel",), None, "no variant of those that can be used here, cpu-int8, cpu-fp32; it has novel"),
         ((), None, "it has none"),
     ],
 )

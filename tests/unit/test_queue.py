@@ -55,6 +55,18 @@ def test_a_sentence_goes_before_the_rest_of_a_book() -> None:
     assert (queue.windows, queue.tokens) == (195, 195 * 384)
 
 
+def test_a_run_takes_what_fits_and_passes_nobody_over() -> None:
+    jobs = [job(50, 30), job(200), job(10)]
+    queue = filled(*jobs)
+    assert queue.take_within(49) is None
+    assert queue.take_within(50) == Entry(jobs[0], 0)
+    assert queue.take_within(199) is None, "the sentence waits for its turn, though it would fit"
+    assert queue.take_within(200) == Entry(jobs[1], 0)
+    assert (queue.windows, queue.tokens) == (2, 40)
+    assert taken(queue, jobs) == [(2, 0), (0, 1)]
+    assert queue.take_within(1000) is None
+
+
 def test_equals_are_taken_in_turn_and_leave_the_others_their_turn() -> None:
     jobs = [job(50, 30), job(30, 40, 30), job(40)]
     queue = filled(*jobs)

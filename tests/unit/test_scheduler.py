@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distilqa import scheduler as scheduler_module
 from distilqa.engine import SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS
 from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded, Unavailable
 from distilqa.queue import Ran
@@ -62,6 +63,7 @@ class FakeEngine:
         self.gates: dict[tuple[int, ...], Gate] = {}
         self.failing: set[int] = set()
         self.token_s = 0.0
+        self.budget: int | None = None
         self.deadly: set[tuple[int, ...]] = set()
         self.alone: list[bool] = []
 
@@ -201,6 +203,65 @@ class TestSharedRuns:
         for n in range(3):
             assert labels(await asyncio.wait_for(scheduler.run([window(n, 30)]), GUARD_S)) == [n]
         assert engine.runs == [(0,), (1,), (2,)]
+
+
+class TestBudget:
+    """Where the engine packs windows of any lengths into a run, up to so many tokens."""
+
+    @pytest.fixture(autouse=True)
+    def budget(self, engine: FakeEngine) -> None:
+        engine.budget = 300
+
+    async def test_a_run_takes_what_fits_in_turn(self, scheduler: Scheduler, engine: FakeEngine) -> None:
+        lengths = [100, 150, 80, 30, 300, 10, 290, 1]
+        async with busy(scheduler, engine):
+            tasks = await queued(*(scheduler.run([window(n, length)]) for n, length in enumerate(lengths)))
+        assert [labels(result) for result in await finished(*tasks)] == [[n] for n in range(len(lengths))]
+        assert engine.runs == [(0, 1), (2, 3), (4,), (5, 6), (7,)]
+
+    async def test_a_book_leaves_room_for_a_sentence(self, scheduler: Scheduler, engine: FakeEngine) -> None:
+        async with busy(scheduler, engine):
+            tasks = await queued(scheduler.run([window(n, 100) for n in range(4)]), scheduler.run([window(9, 20)]))
+        await finished(*tasks)
+        assert engine.runs == [(0, 9, 1), (2, 3)]
+
+    async def test_what_nobody_wants_takes_no_room(self, scheduler: Scheduler, engine: FakeEngine) -> None:
+        async with busy(scheduler, engine):
+            tasks = await queued(
+                scheduler.run([window(0, 100)]),
+                scheduler.run([window(1, 200)], deadline=0.0),
+                scheduler.run([window(2, 200)]),
+            )
+        kept, late, other = await finished(*tasks)
+        assert isinstance(late, DeadlineExceeded)
+        assert [labels(kept), labels(other)] == [[0], [2]]
+        assert engine.runs == [(0, 2)]
+
+    async def test_a_run_has_only_so_many_windows(
+        self, scheduler: Scheduler, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(scheduler_module, "RUN_WINDOWS", 3)
+        async with busy(scheduler, engine):
+            tasks = await queued(*(scheduler.run([window(n, 1)]) for n in range(7)))
+        await finished(*tasks)
+        assert engine.runs == [(0, 1, 2), (3, 4, 5), (6,)]
+
+    @pytest.mark.parametrize(("budget", "counts"), [(300, False), (100, True)])
+    async def test_a_small_run_says_nothing_of_how_long_a_queue_takes(
+        self, scheduler: Scheduler, engine: FakeEngine, clock: list[float], budget: int, counts: bool
+    ) -> None:
+        engine.budget = budget
+        await run_for(3.0, scheduler, engine, clock)
+        async with busy(scheduler, engine):
+            (task,) = await queued(scheduler.run([window(1)]))
+            assert (scheduler.wait_s() > 0) is counts
+        await finished(task)
+
+    async def test_one_that_is_larger_than_all_runs_alone(self, scheduler: Scheduler, engine: FakeEngine) -> None:
+        async with busy(scheduler, engine):
+            tasks = await queued(scheduler.run([window(0, 384)]), scheduler.run([window(1, 1)]))
+        await finished(*tasks)
+        assert engine.runs == [(0,), (1,)]
 
 
 class TestLanes:

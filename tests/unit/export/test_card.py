@@ -63,7 +63,7 @@ FILES = {"cpu-int8.onnx": File(23_400_000, "d" * 64), "cpu-fp32.onnx": File(90_1
 
 @pytest.fixture
 def manifest() -> Manifest:
-    int8 = Variant("cpu-int8.onnx", "int8", "by a method", {"Mul": 17}, 0.7, INT8, {"layer3.narrow": 0.0456})
+    int8 = Variant("cpu-int8.onnx", "int8", "by a method", {"Mul": 17}, 0.7, INT8, {"layer3.narrow": 0.0456}, True)
     return Manifest(
         name="mine",
         version="1",
@@ -71,7 +71,10 @@ def manifest() -> Manifest:
         source=Source("org/mine", "f" * 40, "c" * 64),
         architecture=Architecture("distilbert", 6, 384, 12, 1536, 30522, 512, 22_600_000),
         window_tokens=383,
-        variants={"cpu-int8": int8, "cpu-fp32": Variant("cpu-fp32.onnx", "fp32", "none", {"Add": 18}, 1e-3, FP32, {})},
+        variants={
+            "cpu-int8": int8,
+            "cpu-fp32": Variant("cpu-fp32.onnx", "fp32", "none", {"Add": 18}, 1e-3, FP32, {}, True),
+        },
         data={"evaluation": "mine.json, SHA-256 abc", "calibration": "other.jsonl, SHA-256 def"},
         tools={"onnx": "1.99.9"},
         processor="some processor",

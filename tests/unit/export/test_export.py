@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, repeat
 from pathlib import Path
@@ -18,16 +19,18 @@ import numpy as np
 import pytest
 import torch
 
-from distilqa import spans
+from distilqa import cuda, spans
 from distilqa.bundle import CARD, INT8_PROBE, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Bundle, Manifest
-from distilqa.engine import token_types
+from distilqa.engine import open_session, token_types
 from distilqa.errors import BundleError
 from distilqa.reader import Reader
-from distilqa_export import samples
+from distilqa_export import export as export_module
+from distilqa_export import gate, samples
 from distilqa_export.checkpoint import Checkpoint
 from distilqa_export.errors import CheckpointError, ExportError
 from distilqa_export.export import export
 from distilqa_export.gate import Drop
+from distilqa_export.pack import pack
 
 MakeTiny = Callable[..., Path]
 
@@ -347,6 +350,60 @@ def test_int8_that_loses_too_much_is_refused(
         export(str(distilbert), tmp_path / "out" / "bundle")
     assert list((tmp_path / "out").iterdir()) == []
     assert list(scratch.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_folder: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A bundle of each tiny checkpoint with a variant for a GPU, made without one. Tests must not change it."""
+    steps: list[str] = []
+    target = tmp_path_factory.mktemp("packed") / "bundle"
+    manifest = export(str(tiny_folder), target, variants=["cuda-fp16"], evaluation=evaluation, progress=steps.append)
+    return Exported(target, manifest, steps)
+
+
+def test_a_variant_for_a_gpu_that_nobody_ran_is_unverified(packed: Exported) -> None:
+    """What is said of it was found by its twin."""
+    variant = packed.manifest.variants["cuda-fp16"]
+    assert not variant.verified
+    assert (variant.file, variant.precision, variant.quantization) == ("cuda-fp16.onnx", "fp16", "none")
+    assert variant.operators["PackedMultiHeadAttention"] == 2
+    assert {"milliseconds_of_1x128_on_gpu", "largest_difference_from_pytorch"}.isdisjoint(variant.measured)
+    assert 0 < variant.measured["largest_difference_from_fp32"] < 0.1
+    assert 0 < variant.tolerance < 0.1
+    assert variant.measured["questions"] == 100
+    assert any(
+        "no GPU can run it here (this ONNX Runtime has no CUDAExecutionProvider" in step for step in packed.steps
+    )
+    card = (packed.path / CARD).read_text(encoding="utf-8")
+    assert "**Unverified**: no GPU ran it" in card
+    assert f"fp16 loses {variant.measured['f1_drop']:.2f} points of F1 against fp32" in card
+    assert list(json.loads((packed.path / SELF_TEST).read_text())["logits"]) == ["cuda-fp16"]
+
+
+def test_with_a_gpu_it_is_verified(
+    distilbert: Path, tmp_path: Path, few_samples: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the CPU is taken for one, and the model's twin for the model."""
+    twin = partial(pack, twin=True)
+    monkeypatch.setattr(gate, "pack", twin)
+    for module in (gate, export_module, cuda):
+        monkeypatch.setattr(module, "open_cuda_session", lambda path: open_session(path, threads=1))
+    monkeypatch.setattr(cuda, "_TIMED_TOKENS", (1024,))
+    manifest = export(str(distilbert), tmp_path / "bundle", variants=["cuda-fp16"])
+    variant = manifest.variants["cuda-fp16"]
+    assert variant.verified
+    assert variant.measured["milliseconds_of_1x128_on_gpu"] > 0
+    assert "nverified" not in (tmp_path / "bundle" / CARD).read_text(encoding="utf-8")
+    assert Reader(tmp_path / "bundle", "cuda-fp16").answer(QUESTION, FOX)
+
+
+def test_fp16_that_loses_too_much_is_refused(
+    distilbert: Path, tmp_path: Path, few_samples: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "f1_drop", lambda *_: Drop(0.7, 0.6, 0.8))
+    with pytest.raises(ExportError, match=r"fp16 loses 0\.70 F1 on 5 questions; 0\.5 is allowed"):
+        export(str(distilbert), tmp_path / "bundle", variants=["cuda-fp16"])
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("budget", [-0.1, float("nan"), float("inf")])

@@ -1,0 +1,81 @@
+"""Windows of any lengths packed into one run, without padding: what the packed model takes, and what it gives.
+
+All that goes in is int32: a token's id, its place within its window, and for BERT its segment, (1, tokens) each, the
+windows one after another; where each begins and the last one ends, (windows + 1,); and a table of which the kernel
+wants to know the shape alone, (windows, tokens of the longest). Out come start and end logits, (tokens, 2) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from distilqa.spans import Float32, Logits
+from distilqa.windows import Int64
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS = "input_ids", "position_ids", "token_type_ids"
+CUMULATIVE_LENGTHS, TOKEN_OFFSET, LOGITS = "cumulative_lengths", "token_offset", "logits"
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The windows of a run, packed; ``longest`` is how many tokens the longest has."""
+
+    input_ids: Int32
+    position_ids: Int32
+    cumulative_lengths: Int32
+    longest: int
+
+    @classmethod
+    def of(cls, windows: Sequence[Int64]) -> Packed:
+        """Pack windows, each (length,) int64. Raises ValueError where there is none, or an empty one."""
+        lengths = np.fromiter(map(len, windows), np.int32, len(windows))
+        if not lengths.all() or not windows:
+            raise ValueError("a window has no tokens")  # of which kernels make what they please
+        begins = np.zeros(len(windows) + 1, np.int32)
+        np.cumsum(lengths, out=begins[1:])
+        places = np.arange(begins[-1], dtype=np.int32) - np.repeat(begins[:-1], lengths)
+        ids = np.concatenate(windows).astype(np.int32)
+        return cls(ids[None], places[None], begins, int(lengths.max()))
+
+    def token_type_ids(self) -> Int32:
+        """BERT's segments, (1, tokens): 0 up to and with the question's [SEP], which is the window's last token too."""
+        ids, begins = self.input_ids[0], self.cumulative_lengths
+        lengths = np.diff(begins)
+        separators = ids == np.repeat(ids[begins[1:] - 1], lengths)
+        before = np.cumsum(separators) - separators  # in all windows up to here
+        own = before - np.repeat(before[begins[:-1]], lengths)
+        segments: Int32 = (own > 0).astype(np.int32)[None]
+        return segments
+
+    def feeds(self, inputs: Sequence[str]) -> dict[str, Int32]:
+        """What a model with those inputs is fed."""
+        fed = {
+            INPUT_IDS: self.input_ids,
+            POSITION_IDS: self.position_ids,
+            CUMULATIVE_LENGTHS: self.cumulative_lengths,
+            TOKEN_OFFSET: np.zeros((len(self.cumulative_lengths) - 1, self.longest), np.int32),
+        }
+        return fed | ({TOKEN_TYPE_IDS: self.token_type_ids()} if TOKEN_TYPE_IDS in inputs else {})
+
+    def unpack(self, logits: Float32) -> list[Logits]:
+        """The (start, end) logits of each window, each (length,), of those of all its tokens, (tokens, 2)."""
+        begins = self.cumulative_lengths.tolist()
+        return [(logits[one:end, 0], logits[one:end, 1]) for one, end in pairwise(begins)]
+
+
+def run_packed(session: onnxruntime.InferenceSession, inputs: Sequence[str], windows: Sequence[Int64]) -> list[Logits]:
+    """Run windows of any lengths, each (length,) int64, and return (start, end) logits, each (length,) float32."""
+    packed = Packed.of(windows)
+    logits: Float32 = session.run([LOGITS], packed.feeds(inputs))[0]
+    return packed.unpack(logits)
