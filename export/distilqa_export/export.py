@@ -161,9 +161,9 @@ def _judge_saved(
     return judge_saved
 
 
-def _opened(model: Path) -> Any:
+def _opened(model: Path, threads: int = 1) -> Any:
     """The session of a model that is named after its variant."""
-    return open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=1)
+    return open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=threads)
 
 
 def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:
@@ -221,7 +221,7 @@ def _tolerance(fp32: Path, variant: Path, windower: Windower) -> float:
     texts = samples.packaged_calibration()[:_TOLERANCE_PASSAGES]
     # One question for all, which fits any window.
     tokenized = [_tokenize(windower, "Why", text.context, text.place) for text in texts]
-    runs = [runner(_opened(path)) for path in (fp32, variant)]
+    runs = [runner(_opened(path, usable_cores())) for path in (fp32, variant)]
     expected, found = ([logits_of(run, one) for one in tokenized] for run in runs)
     return 2 * largest_difference(expected, found)
 
