@@ -372,7 +372,11 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command == ["ask"]:
         assert "DISTILQA_TOKEN" in out
     if command == ["serve"]:
-        choices = {"log_format": "{console,json}", "log_level": "{debug,info,warning,error}"}
+        choices = {
+            "log_format": "{console,json}",
+            "log_level": "{debug,info,warning,error}",
+            "unverified": "{refuse,allow}",
+        }
         for name in set(ServerSettings.model_fields) - {"bundle"}:
             assert f"  {flag(name)} {choices.get(name, 'VALUE')}" in out
         for name in ("config", *ServerSettings.model_fields):
