@@ -1,15 +1,30 @@
-"""Who may come in: a permit for each request, bounded by count and by bytes."""
+"""Who may come in: a permit for each request, bounded by count and by bytes, over all processes that let in."""
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
+
 from distilqa.errors import Overloaded, Unavailable
+
+# What is held: a row for each process that lets in, of requests, their bytes, and streams.
+Counts = npt.NDArray[np.int64]
+_REQUESTS, _BYTES, _STREAMS = range(3)
+COUNTS_BYTES = 3 * 8
 
 # Who is refused comes back no sooner than this.
 _SHORTEST_WAIT_S = 0.1
+
+
+def map_counts(processes: int = 1, descriptor: int = -1) -> Counts:
+    """Counts, (processes, 3) int64, in the memory of a file that the processes share, or in memory of its own."""
+    rows = np.frombuffer(mmap.mmap(descriptor, processes * COUNTS_BYTES), np.int64)
+    return rows.reshape(processes, 3)
 
 
 def refusal(limit: str, problem: str, wait_s: float) -> Overloaded:
@@ -21,16 +36,34 @@ def refusal(limit: str, problem: str, wait_s: float) -> Overloaded:
 class Permits:
     """Bounds the requests in flight, by count and by bytes. Used from the event loop's thread only.
 
-    ``wait_s`` tells how long what is queued will take: what is refused is told to come back after that.
+    ``wait_s`` tells how long what is queued will take: what is refused is told to come back after that. Where several
+    processes let in, ``counts`` is what all of them hold, and ``own`` the row of this one.
     """
 
-    def __init__(self, *, max_requests: int, max_bytes: int, wait_s: Callable[[], float]) -> None:
+    def __init__(
+        self, *, max_requests: int, max_bytes: int, wait_s: Callable[[], float], counts: Counts | None = None,
+        own: int = 0,
+    ) -> None:  # fmt: skip
         self._max_requests, self._max_bytes, self._wait_s = max_requests, max_bytes, wait_s
-        self.requests = 0
-        self.bytes = 0
-        self.streams = 0
+        self._all = map_counts() if counts is None else counts
+        self._own = self._all[own]
         self.draining = asyncio.Event()
         self._idle = asyncio.Event()
+
+    @property
+    def requests(self) -> int:
+        """How many are in flight."""
+        return int(self._all[:, _REQUESTS].sum())
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes they have."""
+        return int(self._all[:, _BYTES].sum())
+
+    @property
+    def streams(self) -> int:
+        """How many are open."""
+        return int(self._all[:, _STREAMS].sum())
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -38,44 +71,41 @@ class Permits:
 
         Raises at once: Overloaded if there is none, Unavailable once draining.
         """
-        self._check_open()
-        if self.requests >= self._max_requests:
-            raise refusal("max_requests", f"{self.requests} requests are in flight", self._wait_s())
-        if self.bytes + size > self._max_bytes:
-            problem = f"requests of {self.bytes} bytes are in flight, and this one has {size}"
-            raise refusal("max_bytes", problem, self._wait_s())
-        self.requests += 1
-        self.bytes += size
-        try:
+        with self._take(requests=1, size=size):
+            if self.requests > self._max_requests:
+                raise refusal("max_requests", f"{self.requests - 1} requests are in flight", self._wait_s())
+            if self.bytes > self._max_bytes:
+                problem = f"requests of {self.bytes - size} bytes are in flight, and this one has {size}"
+                raise refusal("max_bytes", problem, self._wait_s())
             yield
-        finally:
-            self.requests -= 1
-            self.bytes -= size
-            self._leave()
 
     @contextmanager
     def hold_stream(self) -> Iterator[None]:
         """Hold one of the streams that may be open, as many as requests in flight. Raises as `hold` does."""
-        self._check_open()
-        if self.streams >= self._max_requests:
-            raise refusal("max_requests", f"{self.streams} streams are open", self._wait_s())
-        self.streams += 1
+        with self._take(streams=1):
+            if self.streams > self._max_requests:
+                raise refusal("max_requests", f"{self.streams - 1} streams are open", self._wait_s())
+            yield
+
+    @contextmanager
+    def _take(self, *, requests: int = 0, size: int = 0, streams: int = 0) -> Iterator[None]:
+        """Count first and look then: of processes that do so at once, none is let in beyond a limit."""
+        if self.draining.is_set():
+            raise Unavailable("the server is stopping")
+        taken = requests, size, streams
+        self._own += taken
         try:
             yield
         finally:
-            self.streams -= 1
+            self._own -= taken
             self._leave()
 
     def _leave(self) -> None:
-        if self.draining.is_set() and not self.requests and not self.streams:
+        if self.draining.is_set() and not self._own[_REQUESTS] and not self._own[_STREAMS]:
             self._idle.set()
 
-    def _check_open(self) -> None:
-        if self.draining.is_set():
-            raise Unavailable("the server is stopping")
-
     async def drain(self) -> None:
-        """Give out no more permits, and wait until those held are back, and the streams at their end."""
+        """Give out no more permits, and wait until those held here are back, and the streams at their end."""
         self.draining.set()
         self._leave()
         await self._idle.wait()

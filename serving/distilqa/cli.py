@@ -398,7 +398,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or gRPC would talk on stderr of what our errors say
     try:
-        from distilqa.app import Server, serve
+        from distilqa.app import AnyServer, serve
         from distilqa.logs import logging_to
         from distilqa.settings import load_settings
     except ImportError as error:
@@ -409,7 +409,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         print(settings.to_toml(), end="")
         return 0
 
-    def announce(server: Server) -> None:
+    def announce(server: AnyServer) -> None:
         token = f"{_TOKEN_VARIABLE}=... " if settings.credentials else ""
         tls = " --tls" if settings.tls_certificate else ""
         print(f"Serving {server.description} on {server.address}. Ask it from another terminal:\n")

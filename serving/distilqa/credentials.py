@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from distilqa.errors import PermissionDenied, SettingsError, Unauthenticated
+from distilqa.settings import ServerSettings
 
 # gRPC refuses calls whose headers are longer than 8 to 16 KiB.
 LONGEST_TOKEN = 4096
@@ -83,6 +84,11 @@ class Callers:
         if caller.models is not None and model not in caller.models:
             raise PermissionDenied(f"caller {caller.name!r} may not use the model {model!r}")
         return caller.name
+
+
+def load_callers(settings: ServerSettings) -> Callers | None:
+    """Those whom the settings name, None for everybody. Raises SettingsError."""
+    return None if settings.credentials is None else Callers.load(settings.credentials, settings.source("credentials"))
 
 
 def _caller(name: str, table: object) -> Caller:

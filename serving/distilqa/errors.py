@@ -12,7 +12,9 @@
     ├── BundleError                              a bundle is missing, damaged, too new, or wrong on this machine
     ├── DatasetError                             a file of questions is not SQuAD v1.1, or one cannot be answered
     ├── SettingsError                            a setting, or a file that it names, is not as it must be
-    └── MissingDependency                        an extra is not installed, or two that conflict are
+    ├── MissingDependency                        an extra is not installed, or two that conflict are
+    ├── BindError                                a server's address cannot be bound
+    └── BrokenError                              a server cannot go on, because of a defect
 
 The gRPC status of an error is the class's ``status``: the server and the clients map by it, in one place each.
 Whatever else is raised is a defect, not an answer to the caller.
@@ -102,3 +104,11 @@ class SettingsError(DistilqaError):
 
 class MissingDependency(DistilqaError):
     """A package is not installed, or two that conflict are; the message has the command that mends it."""
+
+
+class BindError(DistilqaError):
+    """The address cannot be bound."""
+
+
+class BrokenError(DistilqaError):
+    """A part of the server died of a defect, so that it can answer nothing any more."""

@@ -69,8 +69,12 @@ class Reader:
 
 def open_windower(bundle: Bundle) -> Windower:
     """The windower of a bundle's tokenizer and window length. Raises BundleError."""
+    return Windower(read_tokenizer(bundle), max_tokens=bundle.manifest.window_tokens)
+
+
+def read_tokenizer(bundle: Bundle) -> str:
+    """The content of a bundle's ``tokenizer.json``. Raises BundleError."""
     try:
-        tokenizer_json = bundle.verified(TOKENIZER).read_text(encoding="utf-8")
+        return bundle.verified(TOKENIZER).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{bundle.path}: {TOKENIZER} is not UTF-8") from error
-    return Windower(tokenizer_json, max_tokens=bundle.manifest.window_tokens)

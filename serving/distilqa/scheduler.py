@@ -18,7 +18,7 @@ from distilqa.admission import refusal
 from distilqa.engine import RUN_WINDOWS, SHARED_RUN_TOKENS, SHARED_RUN_WINDOWS, Engine
 from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, Unavailable
 from distilqa.queue import Entry, Job, Queue, Ran
-from distilqa.windows import Window
+from distilqa.windows import Int64
 
 # How much what was learnt before counts at the next run.
 _MEMORY = 31 / 32
@@ -54,16 +54,16 @@ class Scheduler:
             tokens = self._queue.tokens if windows is None else self._queue.tokens_ahead(windows)
             return tokens * self._run_s / self._run_tokens / len(self._lanes)
 
-    async def run(self, windows: Sequence[Window], *, deadline: float | None = None) -> list[Ran]:
-        """Queue the windows of a request and return what each gave, in order.
+    async def run(self, windows: Sequence[Int64], *, deadline: float | None = None) -> list[Ran]:
+        """Queue the windows of a request, each (length,) int64, and return what each gave, in order.
 
-        Raises Overloaded at once if too many wait, or so many that ``deadline`` would pass before the last has begun;
-        DeadlineExceeded if it does, InferenceFailed if the model fails, Unavailable once closed. When the caller is
-        cancelled or one window fails, those that have not begun are dropped.
+        ``deadline`` is in time.monotonic's seconds. Raises Overloaded at once if too many wait, or so many that it
+        would pass before the last has begun; DeadlineExceeded if it does, InferenceFailed if the model fails,
+        Unavailable once closed. When the caller is cancelled or one window fails, what has not begun is dropped.
         """
         now = time.monotonic()
         self._admit(len(windows), None if deadline is None else deadline - now)
-        job = Job([window.input_ids for window in windows], deadline, now, self._loop.create_future())
+        job = Job(windows, deadline, now, self._loop.create_future())
         with self._changed:
             if self._closed:
                 raise Unavailable(self._closed)

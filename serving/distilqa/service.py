@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
@@ -25,9 +26,8 @@ from distilqa.credentials import Callers
 from distilqa.errors import InvalidRequest, ModelNotFound, Unavailable
 from distilqa.queue import Ran
 from distilqa.request import MAX_TOP_K, check_options
-from distilqa.scheduler import Scheduler
 from distilqa.statuses import CALLER, Call, Calls, Handler, to_status
-from distilqa.windows import MAX_QUESTION_CHARACTERS, Tokenized, Windower
+from distilqa.windows import MAX_QUESTION_CHARACTERS, Int64, Tokenized, Windower
 from distilqa.wire import answer_message, largest_response, parse, stream_id
 from distilqa_protos.v1 import SERVICE
 from distilqa_protos.v1 import question_answering_pb2 as pb
@@ -57,6 +57,21 @@ class Limits:
     stream_requests: int
 
 
+class Runs(Protocol):
+    """What runs windows: a `distilqa.scheduler.Scheduler`, or a `distilqa.link.Link` to one in another process."""
+
+    run_sizes: Counter[int]
+
+    def wait_s(self) -> float:
+        """How long what is queued will take, in seconds."""
+
+    async def run(self, windows: Sequence[Int64], *, deadline: float | None = None) -> list[Ran]:
+        """What each of a request's windows gives."""
+
+    def close(self, reason: str) -> None:
+        """Run nothing more; what waits ends as Unavailable, for that reason."""
+
+
 def handlers(calls: Calls, service: Callable[[], QuestionAnswering]) -> grpc.GenericRpcHandler:
     """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`. ``service`` may raise what calls then end with."""
 
@@ -81,7 +96,7 @@ class QuestionAnswering:
         manifest: Manifest,
         variant: str,
         windower: Windower,
-        scheduler: Scheduler,
+        scheduler: Runs,
         *,
         calls: Calls,
         permits: Permits,
@@ -154,7 +169,8 @@ class QuestionAnswering:
         with self._permits.hold(size):
             idle = self._permits.requests == 1 and size <= _SMALL_BYTES
             request, tokenized, tokenize_s = await self._work(partial(self._prepare, read), here=idle)
-            ran = await self._scheduler.run(tokenized.windows, deadline=call.deadline)
+            windows = [window.input_ids for window in tokenized.windows]
+            ran = await self._scheduler.run(windows, deadline=call.deadline)
             respond = partial(self._respond, request, tokenized, ran, tokenize_s)
             response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
         timings = response.timings

@@ -17,6 +17,9 @@ from distilqa.errors import SettingsError
 
 ENV_PREFIX = "DISTILQA_"
 
+# More than any machine has cores to feed one GPU with.
+MAX_PROCESSES = 256
+
 # How Kubernetes has pods find a service: for one named distilqa, DISTILQA_PORT is tcp://10.0.0.1:50051 or so.
 _SERVICE_LINK = "tcp://"
 
@@ -65,6 +68,12 @@ class ServerSettings(BaseModel):
     tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a password")
     threads: int | None = Field(
         None, ge=1, le=MAX_THREADS, description="cores to use; by default all that this process may use"
+    )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=MAX_PROCESSES,
+        description="processes that take calls, tokenise and decode; with several, the model has one of its own",
     )
     objective_ms: float = Field(
         1e3 * OBJECTIVE_S,

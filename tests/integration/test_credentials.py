@@ -31,7 +31,8 @@ from distilqa import (
     Unauthenticated,
     Unavailable,
 )
-from distilqa.app import BindError, Server
+from distilqa.app import Server
+from distilqa.errors import BindError
 from distilqa.settings import ServerSettings
 from distilqa_protos.v1 import question_answering_pb2 as pb
 

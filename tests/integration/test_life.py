@@ -21,10 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.servers import CLI, HeldEngine, held_server, serving
 
 from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
-from distilqa import app as app_module
-from distilqa.app import BrokenError, Server, serve
+from distilqa import model as model_module
+from distilqa.app import Server, serve
 from distilqa.engine import Engine, open_engine
-from distilqa.errors import BundleError
+from distilqa.errors import BrokenError, BundleError
 from distilqa.settings import ServerSettings
 from distilqa_protos.v1 import question_answering_pb2 as pb
 from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
@@ -89,7 +89,7 @@ class TestStart:
             assert go_on.wait(60)
             return open_engine(*arguments, **options)
 
-        monkeypatch.setattr(app_module, "open_engine", slow)
+        monkeypatch.setattr(model_module, "open_engine", slow)
         server = Server(ServerSettings(bundle=bundle, port=0))
         starting = asyncio.create_task(server.start())
         await asyncio.to_thread(began.wait)
@@ -119,8 +119,8 @@ class TestStart:
             go_on.wait(60)
             raise BundleError("nobody hears this")
 
-        monkeypatch.setattr(app_module, "open_engine", stopped)
-        monkeypatch.setattr(app_module, "_CLOSE_S", 60)
+        monkeypatch.setattr(model_module, "open_engine", stopped)
+        monkeypatch.setattr(model_module, "CLOSE_S", 60)
         running = asyncio.create_task(serve(ServerSettings(bundle=bundle, port=0), lambda _: pytest.fail("ready")))
         await asyncio.to_thread(began.wait)
         signal.raise_signal(signal.SIGTERM)
@@ -134,8 +134,9 @@ class TestStart:
 # A server whose model does as the code given first says.
 _CHANGED_SERVER = """
 import sys, time
-from distilqa import app
+from distilqa import front_end, model
 from distilqa.cli import main
+from distilqa.scheduler import Scheduler
 exec(sys.argv.pop(1))
 sys.exit(main())
 """
@@ -150,7 +151,7 @@ class TestStuck:
 
     def test_while_it_loads(self, bundle: Path) -> None:
         change = (
-            "app._CLOSE_S = 0.1; app.open_engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
+            "model.CLOSE_S = 0.1; model.open_engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
         )
         with subprocess.Popen(
             [*changed(change, bundle), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -163,7 +164,7 @@ class TestStuck:
 
     def test_in_a_run(self, bundle: Path) -> None:
         change = (
-            "app._CLOSE_S = 0.1; app.Scheduler._run = lambda *_, **__: print('running', flush=True) or time.sleep(600)"
+            "front_end.CLOSE_S = 0.1; Scheduler._run = lambda *_, **__: print('running', flush=True) or time.sleep(600)"
         )
         with serving(changed(change, bundle)) as (process, address), ThreadPoolExecutor() as pool:
             asked = pool.submit(ask, address, PASSAGE)

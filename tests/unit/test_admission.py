@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import pytest
 
-from distilqa.admission import Permits, refusal
+from distilqa.admission import COUNTS_BYTES, Permits, map_counts, refusal
 from distilqa.errors import Overloaded, Unavailable
 
 # After this long something hangs that must not, and the test fails. Nothing that works waits for it.
@@ -89,3 +92,72 @@ async def test_drain_when_idle() -> None:
         await asyncio.wait_for(some.drain(), GUARD_S)
     with pytest.raises(Unavailable), some.hold(1):
         pytest.fail("the block must not run")
+
+
+def shared(processes: int = 2, **limits: int) -> list[Permits]:
+    """The permits of several processes, over the memory of one file."""
+    memory = os.memfd_create("counts")
+    os.truncate(memory, processes * COUNTS_BYTES)
+    return [
+        Permits(
+            max_requests=limits.get("max_requests", 3), max_bytes=limits.get("max_bytes", 1000), wait_s=lambda: 2.5,
+            counts=map_counts(processes, memory), own=own,
+        )
+        for own in range(processes)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [{"max_requests": 2}, {"max_bytes": 20}])
+def test_limits_are_those_of_all_processes_together(limits: dict[str, int]) -> None:
+    one, other = shared(**limits)
+    with one.hold(10), other.hold(10):
+        for permits in (one, other):
+            assert (permits.requests, permits.bytes) == (2, 20)
+            with pytest.raises(Overloaded, match=r"2 requests are in flight|requests of 20 bytes"), permits.hold(1):
+                pytest.fail("the block must not run")
+    assert (one.requests, other.bytes) == (0, 0)
+    with one.hold_stream(), other.hold_stream():
+        assert one.streams == 2
+
+
+async def test_each_process_waits_for_its_own() -> None:
+    one, other = shared()
+    with other.hold(1):
+        await asyncio.wait_for(one.drain(), GUARD_S)
+
+
+def test_processes_that_take_at_once_never_go_beyond_a_limit() -> None:
+    """Real ones, which take and leave as fast as they can, and look whether the other is inside as well."""
+    memory = os.memfd_create("counts")
+    os.truncate(memory, 3 * COUNTS_BYTES)
+    takers = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKER, str(memory), str(own)], pass_fds=[memory], stdout=subprocess.PIPE
+        )
+        for own in range(2)
+    ]
+    assert [taker.communicate(timeout=60)[0] for taker in takers] == [b"0\n", b"0\n"]
+    assert not map_counts(3, memory).any()
+
+
+TAKER = """
+import sys
+from distilqa.admission import Permits, map_counts
+from distilqa.errors import Overloaded
+
+memory, own = map(int, sys.argv[1:])
+rows = map_counts(3, memory)
+inside = rows[2]
+permits = Permits(max_requests=1, max_bytes=100, wait_s=float, counts=rows[:2], own=own)
+taken = both = 0
+while taken < 3000:
+    try:
+        with permits.hold(1):
+            taken += 1
+            inside[own] = 1
+            both += int(inside[1 - own])
+            inside[own] = 0
+    except Overloaded:
+        pass
+print(both)
+"""

@@ -23,7 +23,7 @@ from distilqa.errors import DeadlineExceeded, InferenceFailed, Overloaded, Unava
 from distilqa.queue import Ran
 from distilqa.scheduler import Scheduler
 from distilqa.spans import Logits
-from distilqa.windows import Int64, Window
+from distilqa.windows import Int64
 
 # After this long something hangs that must not, and the test fails. Nothing that works waits for it.
 GUARD_S = 20.0
@@ -84,8 +84,8 @@ class FakeEngine:
         return [(np.full(len(ids), ids[0], np.float32), np.full(len(ids), -ids[0], np.float32)) for ids in windows]
 
 
-def window(label: int, length: int = LONG) -> Window:
-    return Window(np.full(length, label, np.int64), 0, 3, 0)
+def window(label: int, length: int = LONG) -> Int64:
+    return np.full(length, label, np.int64)
 
 
 def labels(results: Sequence[Ran]) -> list[int]:
@@ -297,7 +297,7 @@ class TestLanes:
         scheduler = schedulers(4)
         requests = [[window(10 * n + part, 20 + (n * part) % 60) for part in range(n % 7)] for n in range(60)]
         tasks = await queued(*(scheduler.run(request) for request in requests))
-        expected = [[int(w.input_ids[0]) for w in request] for request in requests]
+        expected = [[int(ids[0]) for ids in request] for request in requests]
         assert [labels(result) for result in await finished(*tasks)] == expected
         assert sorted(label for run in engine.runs for label in run) == sorted(n for part in expected for n in part)
         assert sum(size * count for size, count in scheduler.run_sizes.items()) == sum(map(len, requests))
@@ -390,7 +390,7 @@ class TestLeaving:
         """A short window that is dropped leaves no trace, though no other of its length ever comes."""
         async with busy(scheduler, engine):
             dropped = window(1, 30)
-            trace = weakref.ref(dropped.input_ids)
+            trace = weakref.ref(dropped)
             (task,) = await queued(scheduler.run([dropped], deadline=clock[0] + 1.0))
             if leave == "cancelled":
                 task.cancel()

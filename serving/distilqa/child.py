@@ -1,0 +1,137 @@
+"""A process of a server of several: a front end, or the one that has the model. `distilqa.processes` starts them.
+
+python -m distilqa.child model | front-end NUMBER
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+import sys
+
+from distilqa.admission import map_counts
+from distilqa.bundle import Bundle
+from distilqa.control import Beginning, Connect, Control, Ended, Failed, Force, Ready, Stop
+from distilqa.errors import DistilqaError
+from distilqa.front_end import FrontEnd, Model
+from distilqa.link import Link, Requests
+from distilqa.logs import logging_to
+from distilqa.model import CLOSE_S, cores, open_model, use_huge_pages
+from distilqa.processes import MODEL
+from distilqa.scheduler import Scheduler
+from distilqa.tasks import first_of, in_thread
+from distilqa.windows import Windower
+
+# How often the parent is told how calls have ended.
+_TELL_S = 1.0
+
+
+def main() -> int:
+    """Do what the parent says, until it says no more."""
+    begin: Beginning = pickle.load(sys.stdin.buffer)
+    settings = begin.settings
+    with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
+        return asyncio.run(_live(sys.argv[1], begin))
+
+
+async def _live(kind: str, begin: Beginning) -> int:
+    control = Control(socket.socket(fileno=begin.control))
+    try:
+        return await (_have_model(begin, control) if kind == MODEL else _face_callers(begin, control))
+    except DistilqaError as error:
+        control.send(Failed(error))
+        return 1
+
+
+class RemoteFrontEnd(FrontEnd):
+    """Serves a model that another process has, and perhaps another after it."""
+
+    def __init__(self, begin: Beginning, control: Control) -> None:
+        counts = map_counts(begin.settings.processes, begin.counts)
+        super().__init__(
+            begin.settings, begin.callers, begin.certificate, counts=counts, own=begin.own,
+            tell=lambda ended: control.send(Ended(ended)), tell_s=_TELL_S,
+        )  # fmt: skip
+        self._manifest, self._tokenizer_json = begin.manifest, begin.tokenizer_json
+        self._link = Link(self._lost)
+        self._first: asyncio.Future[Connect] = asyncio.get_running_loop().create_future()
+
+    async def _open(self) -> Model:
+        windower = Windower(self._tokenizer_json, max_tokens=self._manifest.window_tokens)
+        first = await self._first
+        return Model(self._manifest, first.variant, first.device, windower, self._link)
+
+    async def connect(self, model: Connect, connection: socket.socket) -> None:
+        """Use the model that is at the other end of this connection."""
+        await self._link.attach(connection)
+        if not self._first.done():
+            self._first.set_result(model)
+        await self._tell_health()
+
+    @property
+    def _can_answer(self) -> bool:
+        return super()._can_answer and self._link.is_attached
+
+    def _lost(self) -> None:
+        self._keep(self._tell_health())
+
+
+async def _face_callers(begin: Beginning, control: Control) -> int:
+    own = RemoteFrontEnd(begin, control)
+    told: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    obeying = asyncio.create_task(_obey(own, control, told))
+    starting = asyncio.create_task(own.start())
+    await first_of(starting, obeying)
+    if starting.done():
+        await starting
+        control.send(Ready())
+        await own.stop(await told)
+    return 0
+
+
+async def _obey(own: RemoteFrontEnd, control: Control, told: asyncio.Future[float]) -> None:
+    """Do as the parent says, also where it says no more, since it has ended."""
+    while received := await control.receive():
+        match received:
+            case Connect() as model, [connection]:
+                await own.connect(model, connection)
+            case Stop(grace_s), _:
+                told.set_result(grace_s)
+            case Force(), _:
+                own.force()
+    own.force()
+    if not told.done():
+        told.set_result(0)
+
+
+async def _have_model(begin: Beginning, control: Control) -> int:
+    """Returns 1 if the model can be run no more."""
+    died = asyncio.Event()
+    bundle = Bundle(begin.settings.bundle, begin.manifest)
+    engine, scheduler = await open_model(begin.settings, bundle, cores(begin.settings), died.set)
+    control.send(Ready(engine.variant, engine.device))
+    collapsing = asyncio.create_task(use_huge_pages())
+    dead, serving = asyncio.create_task(died.wait()), asyncio.create_task(_serve_front_ends(control, scheduler))
+    await first_of(dead, serving)
+    collapsing.cancel()
+    if dead.done():
+        return 1
+    closing = asyncio.create_task(in_thread(scheduler.close))
+    await first_of(closing, timeout_s=CLOSE_S)
+    control.send(Ended(run_sizes=scheduler.run_sizes))
+    return 0
+
+
+async def _serve_front_ends(control: Control, scheduler: Scheduler) -> None:
+    """Until the parent says to stop, or says no more."""
+    while received := await control.receive():
+        match received:
+            case Connect(), [connection]:
+                await Requests(scheduler).attach(connection)
+            case Stop(), _:
+                return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""A server of several processes: front ends that share an address, and one that has the model.
+
+This one, the parent, runs no model and takes no call. It starts the others, introduces each front end to the one that
+has the model, adds up how calls end, and replaces what ends that should not: the callers of that process get
+UNAVAILABLE, and nothing else suffers. What says who may call, and the tokenizer, are read once, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import Self
+
+from distilqa.admission import COUNTS_BYTES, map_counts
+from distilqa.bundle import Bundle
+from distilqa.control import Beginning, Connect, Control, Ended, Failed, Force, Ready, Stop
+from distilqa.credentials import load_callers
+from distilqa.errors import BindError, BrokenError
+from distilqa.front_end import (
+    SEND_S,
+    TELL_S,
+    bracketed,
+    report_growth,
+    tell_not_answered,
+    tell_ready,
+    tell_stopped,
+    warn_of_address,
+    warn_of_model,
+)
+from distilqa.model import CLOSE_S
+from distilqa.reader import read_tokenizer
+from distilqa.settings import ServerSettings
+from distilqa.tasks import first_of
+from distilqa.tls import load_certificate
+
+logger = logging.getLogger(__name__)
+
+MODEL, FRONT_END = "model", "front-end"
+
+# What a child may take to end, beyond the time for calls in flight, before it is killed.
+_LAST_S = CLOSE_S + 4 * SEND_S
+
+
+class Processes:
+    """One bundle, served by several processes. `start` it on an event loop, and `stop` it there. Raises SettingsError.
+
+    ``outcomes`` counts how the calls of all of them ended. ``broken`` is set if they cannot go on.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._callers, self._certificate = load_callers(settings), load_certificate(settings)
+        self._front_ends = [_Place(f"{FRONT_END} {own}") for own in range(settings.processes)]
+        self._model = _Place(MODEL)
+        self._introduction: Connect | None = None  # while the model is there
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+        self._forced = asyncio.Event()
+        self._held = ExitStack()
+        self.outcomes: Counter[str] = Counter()
+        self.run_sizes: Counter[int] = Counter()
+        self.broken = asyncio.Event()
+        self.address = self.description = ""
+
+    async def start(self) -> None:
+        """Take the address, and start all; until the model is there, calls end as UNAVAILABLE.
+
+        ``address`` is where, and ``description`` what is served. Raises BindError, BundleError and MissingDependency.
+        """
+        settings, began = self._settings, time.monotonic()
+        bundle = Bundle.open(settings.bundle)
+        manifest, tokenizer_json = bundle.manifest, read_tokenizer(bundle)
+        self.address, port = self._held.enter_context(_held_address(settings))
+        warn_of_address(settings, self._callers, self.address)
+        warn_of_model(settings, self._callers, manifest.name)
+        counts = self._held.enter_context(_shared_memory(settings.processes * COUNTS_BYTES))
+        self._counts = map_counts(settings.processes, counts)
+        settings = settings.model_copy(update={"port": port})
+        begin = Beginning(settings, manifest, tokenizer_json, self._callers, self._certificate, counts)
+        for own, place in enumerate((*self._front_ends, self._model)):
+            place.keeping = asyncio.create_task(self._keep(place, replace(begin, own=own)))
+        try:
+            await self._started
+        except BaseException:
+            await self._end()
+            raise
+        assert self._introduction is not None
+        variant, device = self._introduction.variant, self._introduction.device
+        tell_ready(self.address, manifest, variant, time.monotonic() - began)
+        front_ends = f"{settings.processes} front ends"
+        self.description = f"{manifest.name} version {manifest.version} ({variant}, {device}, {front_ends})"
+        self._reporting = asyncio.create_task(report_growth(self.outcomes, tell_not_answered, TELL_S))
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close."""
+        self._stopping = True
+        await self._stop(self._front_ends, grace_s)
+        await self._stop([self._model], 0)
+        await self._end()
+        if self.description:  # it had started
+            self._reporting.cancel()
+            await asyncio.wait((self._reporting,))
+        tell_stopped(self.outcomes, self.run_sizes)
+
+    def force(self) -> None:
+        """Let a `stop` wait no longer: calls in flight end as UNAVAILABLE."""
+        self._forced.set()
+
+    async def _keep(self, place: _Place, begin: Beginning) -> None:
+        """Have a child in a place until the server stops."""
+        while True:
+            if place is not self._model:
+                self._counts[begin.own] = 0  # what a forerunner held
+            child = place.child = await _Child.spawn(place.name, begin)
+            if self._stopping:
+                child.kill()
+            elif place is not self._model:
+                self._introduce(place)
+            while received := await child.control.receive():
+                self._hear(place, child, received[0])
+            status = await child.end()
+            place.child = None
+            if place is self._model:
+                self._introduction = None
+            if self._stopping:
+                return
+            if not child.ready:
+                self._give_up(child.error or BrokenError(f"{place.name} ended with status {status}; the log says why"))
+                return
+            logger.error("a process ended, and another takes its place",
+                         extra={"fields": {"process": place.name, "pid": child.pid, "status": status}})  # fmt: skip
+
+    def _hear(self, place: _Place, child: _Child, message: object) -> None:
+        match message:
+            case Ready(variant, device):
+                child.ready = True
+                if place is self._model:
+                    self._introduction = Connect(variant, device)
+                    for front_end in self._front_ends:
+                        self._introduce(front_end)
+                everyone = (*self._front_ends, self._model)
+                if not self._started.done() and all(one.child and one.child.ready for one in everyone):
+                    self._started.set_result(None)
+            case Failed(error):
+                child.error = error
+            case Ended(outcomes, run_sizes):
+                self.outcomes.update(outcomes)
+                self.run_sizes.update(run_sizes)
+
+    def _introduce(self, front_end: _Place) -> None:
+        """Connect a front end and the model, once both are there."""
+        if self._introduction and self._model.child and front_end.child:
+            one, other = socket.socketpair()
+            with one, other:
+                self._model.child.control.send(self._introduction, one)
+                front_end.child.control.send(self._introduction, other)
+
+    def _give_up(self, error: Exception) -> None:
+        """One that should take another's place cannot even begin."""
+        if not self._started.done():
+            self._started.set_exception(error)
+        elif not self.broken.is_set():
+            logger.critical("a process cannot be replaced", exc_info=error)
+            self.broken.set()
+
+    async def _stop(self, places: Sequence[_Place], grace_s: float) -> None:
+        """Have the children stop by themselves."""
+        if not (keeping := [place.keeping for place in places if place.keeping]):
+            return
+        for child in _children(places):
+            if child.ready:
+                child.control.send(Stop(grace_s))
+            else:
+                child.kill()  # nobody has been served by it
+        ended = asyncio.create_task(asyncio.wait(keeping))
+        forced = asyncio.create_task(self._forced.wait())
+        await first_of(ended, forced, timeout_s=grace_s + _LAST_S)
+        for child in _children(places):
+            child.control.send(Force())
+        await first_of(ended, timeout_s=_LAST_S)
+        forced.cancel()
+        ended.cancel()
+
+    async def _end(self) -> None:
+        """Kill what is left, and let go of all."""
+        self._stopping = True
+        places = (*self._front_ends, self._model)
+        for place in places:
+            if place.child:
+                if place.child.ready:
+                    logger.error("a process has not ended, and is killed", extra={"fields": {"process": place.name}})
+                place.child.kill()
+        if keeping := [place.keeping for place in places if place.keeping]:
+            await asyncio.wait(keeping)
+        self._held.close()
+
+
+class _Place:
+    """Where a child is, and another after it should it end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.child: _Child | None = None
+        self.keeping: asyncio.Task[None] | None = None
+
+
+class _Child:
+    """A process of this server. ``ready`` once it does what it is for, ``error`` is why it cannot."""
+
+    def __init__(self, process: Process, control: Control) -> None:
+        self._process, self.control = process, control
+        self.pid = process.pid
+        self.ready = False
+        self.error: Exception | None = None
+
+    @classmethod
+    async def spawn(cls, name: str, begin: Beginning) -> Self:
+        own, other = Control.pair()
+        begin = replace(begin, control=other.fileno())
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with other, _signals_are_the_parents():
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "distilqa.child", *name.split(), stdin=PIPE, stdout=DEVNULL,
+                pass_fds=(begin.control, begin.counts), env=environment,
+            )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(begin))
+        process.stdin.close()
+        return cls(process, Control(own))
+
+    async def end(self) -> int:
+        """Wait for its end, which it has begun. Returns its exit status."""
+        ending = asyncio.create_task(self._process.wait())
+        await first_of(ending, timeout_s=_LAST_S)
+        self.kill()
+        self.control.close()
+        return await ending
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+
+def _children(places: Sequence[_Place]) -> list[_Child]:
+    return [place.child for place in places if place.child]
+
+
+@contextmanager
+def _signals_are_the_parents() -> Iterator[None]:
+    """Children that begin now take no part in what a terminal or an init system sends to all: they are told to stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _shared_memory(size: int) -> Iterator[int]:
+    """A descriptor of memory that children can map."""
+    descriptor = os.memfd_create("distilqa")
+    try:
+        os.truncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _held_address(settings: ServerSettings) -> Iterator[tuple[str, int]]:
+    """The address and its port, held for the front ends to share, so that no other server gets it. Raises BindError."""
+    host, port = bracketed(settings.host), settings.port
+    with ExitStack() as held:
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, *_, (name, *_) in found:
+                if settings.port:
+                    _bind(family, str(name), port, shared=False).close()  # which fails if another has it
+                own = held.enter_context(_bind(family, str(name), port, shared=True))
+                port = own.getsockname()[1]
+        except OSError as error:
+            problem = f"cannot bind {host}:{port}; is another server there, or the host not this machine's?"
+            raise BindError(problem) from error
+        yield f"{host}:{port}", port
+
+
+def _bind(family: int, name: str, port: int, *, shared: bool) -> socket.socket:
+    """A socket that has the address but does not listen. Raises OSError."""
+    own = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        own.bind((name, port))
+    except OSError:
+        own.close()
+        raise
+    return own
