@@ -89,7 +89,8 @@ class Permits:
 
     @contextmanager
     def _take(self, *, requests: int = 0, size: int = 0, streams: int = 0) -> Iterator[None]:
-        """Count first and look then: of processes that do so at once, none is let in beyond a limit."""
+        """Count first and look then: processes that do so at once never go beyond a limit; at the last place, all of
+        them may be refused."""
         if self.draining.is_set():
             raise Unavailable("the server is stopping")
         taken = requests, size, streams

@@ -285,9 +285,7 @@ def _held_address(settings: ServerSettings) -> Iterator[tuple[str, int]]:
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             for family, *_, (name, *_) in found:
-                if settings.port:
-                    _bind(family, str(name), port, shared=False).close()  # which fails if another has it
-                own = held.enter_context(_bind(family, str(name), port, shared=True))
+                own = held.enter_context(_hold(family, str(name), port))
                 port = own.getsockname()[1]
         except OSError as error:
             problem = f"cannot bind {host}:{port}; is another server there, or the host not this machine's?"
@@ -295,12 +293,21 @@ def _held_address(settings: ServerSettings) -> Iterator[tuple[str, int]]:
         yield f"{host}:{port}", port
 
 
-def _bind(family: int, name: str, port: int, *, shared: bool) -> socket.socket:
-    """A socket that has the address but does not listen. Raises OSError."""
+def _hold(family: int, name: str, port: int) -> socket.socket:
+    """A socket that has the address for others to share, but does not listen. Raises OSError if another has it."""
+    if port:
+        _bind(family, name, port, socket.SO_REUSEADDR).close()
+    try:
+        return _bind(family, name, port, socket.SO_REUSEPORT)
+    except OSError:  # there are connections yet of a server that has just ended
+        return _bind(family, name, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
+
+
+def _bind(family: int, name: str, port: int, *options: int) -> socket.socket:
     own = socket.socket(family, socket.SOCK_STREAM)
     try:
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that has just ended
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+        for option in options:
+            own.setsockopt(socket.SOL_SOCKET, option, 1)
         own.bind((name, port))
     except OSError:
         own.close()

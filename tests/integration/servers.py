@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -76,3 +77,16 @@ async def held_server(bundle: Path, **settings: Any) -> AsyncIterator[tuple[Serv
     finally:
         engine.release.set()
         await server.stop(0)
+
+
+@contextmanager
+def json_serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with serving([*CLI, "serve", str(bundle), "--log-format", "json", *options]) as running:
+        yield running
+
+
+def entries(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """The log of a server that ends by itself."""
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]

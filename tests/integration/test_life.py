@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.integration.servers import CLI, HeldEngine, held_server, serving
+from tests.integration.callers import NOT_SERVING, PASSAGE, QUESTION, SERVING, Caller, ask, end_of_call, health
+from tests.integration.servers import HeldEngine, entries, held_server, json_serving, serving
 
 from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
 from distilqa import model as model_module
@@ -26,49 +22,8 @@ from distilqa.app import Server, serve
 from distilqa.engine import Engine, open_engine
 from distilqa.errors import BrokenError, BundleError
 from distilqa.settings import ServerSettings
-from distilqa_protos.v1 import question_answering_pb2 as pb
-from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
 
-QUESTION = "What does the fox jump over?"
-PASSAGE = "The quick brown fox jumps over the lazy dog."
 BOOK = f"{PASSAGE} " * 1000  # a few dozen windows
-SERVICE = "distilqa.v1.QuestionAnswering"
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def health(address: str) -> int:
-    """Of the server and of its service, which change one after the other: asked again until they are the same."""
-    statuses: set[int] = set()
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        while len(statuses) != 1:
-            statuses = {
-                (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status for service in ("", SERVICE)
-            }
-    return statuses.pop()
-
-
-async def end_of_call(address: str, method: str = "Answer") -> grpc.StatusCode:
-    """How one call ends, without being tried again."""
-    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
-        stub: Any = QuestionAnsweringStub(channel)
-        if method == "AnswerStream":
-            return await stub.AnswerStream(timeout=30).code()  # type: ignore[no-any-return]
-        request = pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=PASSAGE)])
-        call = stub.Answer(request, timeout=30) if method == "Answer" else stub.GetModel(pb.GetModelRequest())
-        return await call.code()  # type: ignore[no-any-return]
-
-
-def ask(address: str, *passages: str) -> str:
-    """The answer, or how the call ended, without being tried again."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
-        request = pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=text) for text in passages])
-        try:
-            return str(QuestionAnsweringStub(channel).Answer(request, timeout=600).answers[0].text)
-        except grpc.RpcError as error:
-            return f"{error.code().name}: {error.details()}"
 
 
 def ask_until_let_in(address: str, *passages: str) -> str:
@@ -178,53 +133,6 @@ class TestStuck:
             log = entries(process)
             assert asked.result(60).startswith("UNAVAILABLE")
         assert log[-1]["message"] == "stopped"
-
-
-class Caller:
-    """Asks one question after another from several threads until the server is gone, and counts how that ended."""
-
-    def __init__(self, address: str, threads: int) -> None:
-        self.ends: Counter[str] = Counter()
-        self.answered = threading.Event()
-        self._address = address
-        self._pool = ThreadPoolExecutor(threads)
-        self._loops = [self._pool.submit(self._ask) for _ in range(threads)]
-
-    def _ask(self) -> None:
-        with grpc.insecure_channel(self._address, options=[("grpc.enable_retries", 0)]) as channel:
-            stub: Any = QuestionAnsweringStub(channel)
-            while True:
-                try:
-                    reply = stub.Answer(
-                        pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=PASSAGE)]), timeout=60
-                    )
-                except grpc.RpcError as error:
-                    details = str(error.details())
-                    refused = "is stopping" in details
-                    self.ends[f"{error.code().name}{' by the server' if refused else ''}"] += 1
-                    return
-                assert reply.answers[0].text == "the lazy dog"
-                self.ends["OK"] += 1
-                self.answered.set()
-
-    def finish(self) -> Counter[str]:
-        for loop in self._loops:
-            loop.result(60)
-        self._pool.shutdown()
-        return self.ends
-
-
-@contextmanager
-def json_serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    with serving([*CLI, "serve", str(bundle), "--log-format", "json", *options]) as running:
-        yield running
-
-
-def entries(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """The log of a server that ends by itself."""
-    _, log = process.communicate(timeout=60)
-    assert process.returncode == 0, log
-    return [json.loads(line) for line in log.splitlines() if line.startswith("{")]
 
 
 class TestEnd:
