@@ -1,37 +1,37 @@
 """ONNX Runtime on an NVIDIA GPU: there, or an error that says what is missing; never the CPU in its place.
 
 Windows of any lengths share a run, packed one after another without padding, up to a budget of tokens. It is chosen
-when the engine is made, from what runs of each size cost then and there.
+when the engine is made, from what runs of each size cost then and there; small runs go through CUDA graphs where these
+proved right and faster.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from distilqa.budget import choose_budget
 from distilqa.bundle import Bundle
+from distilqa.cuda_graphs import Bucket, Graphs
+from distilqa.cuda_lane import Lane
+from distilqa.cuda_runtime import load_runtime
 from distilqa.engine import CUDA_PROVIDER, RUN_WINDOWS, Engine, import_onnxruntime
-from distilqa.errors import BundleError, InferenceFailed, MissingDependency
-from distilqa.packed import run_packed
+from distilqa.errors import BundleError, InferenceFailed
 from distilqa.spans import Logits
 from distilqa.windows import Int64
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_INSTALL = "pip uninstall -y onnxruntime && pip install 'distilqa[gpu]'"
-
-# What the provider needs; it would say so in its log alone, and leave the model to the CPU.
-_DRIVER = "libcuda.so.1"
-_LIBRARIES = ("libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10", "libcudnn.so.9")
 
 # One run computes while the next is made and uploaded.
 LANES = 2
@@ -43,58 +43,104 @@ _TIMED_RUNS = 3
 # About the length of SQuAD's windows.
 _TIMED_WINDOW = 170
 
+# Runs of more tokens than one of these, and at most the next, share a graph. The GPU is busy for longer with larger
+# ones than it takes to launch them.
+_GRAPH_TOKENS = (16, 128, 256, 384, 512, 768, 1024, 1536)
+_GRAPH_ROUNDS = 20
+
+Run = Callable[[Sequence[Int64]], list[Logits]]
+
+logger = logging.getLogger(__name__)
+
 
 class CudaEngine(Engine):
     """A packed variant of a bundle, ready to run on the first GPU; safe to use from several threads at once.
 
     ``objective_s`` is how long a window may take that waits for a run and then has its own, in seconds: the runs are
     made no larger than that allows. ``costs_s`` is what a run took with all lanes busy, in seconds, by its tokens.
+    ``graphs`` is whether small runs may go through CUDA graphs, to compare with: while the engine is made, nothing else
+    may use the GPU in this process then.
     Raises as `Engine` does, and MissingDependency if there is no GPU, or something that it needs is missing.
     """
 
-    def __init__(self, bundle: Bundle, variant: str, *, objective_s: float) -> None:
+    def __init__(self, bundle: Bundle, variant: str, *, objective_s: float, graphs: bool = True) -> None:
         self.bundle = bundle
         self.variant, description = bundle.variant(variant)
-        self.lanes, self._objective_s = LANES, objective_s
-        self._session = open_cuda_session(bundle.verified(description.file))
-        self._inputs = [node.name for node in self._session.get_inputs()]
-        self._ways = [False]
+        self.lanes, self._objective_s, self._tolerance = LANES, objective_s, description.tolerance
+        self._runtime, self._longest = load_runtime(), bundle.manifest.window_tokens
+        self._model = bundle.verified(description.file)
+        self._free: SimpleQueue[Lane] = SimpleQueue()
+        for lane in self._open_lanes(LANES, max(self._longest, *_TIMED_TOKENS), RUN_WINDOWS):
+            self._free.put(lane)
+        self._buckets: list[Bucket] = []
+        self._wants_graphs, self._ways = graphs, [False]
         self._known_good: list[Int64] = []
         self._self_test(description)
 
     @property
     def device(self) -> str:
-        return f"a GPU, runs of up to {self.budget:,} tokens"
+        graphs = f", up to {self._buckets[-1].tokens:,} in CUDA graphs" if self._buckets else ""
+        return f"a GPU, runs of up to {self.budget:,} tokens{graphs}"
 
     def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
         """Run windows of any lengths, each (length,) int64, and return (start, end) logits, each (length,) float32.
 
-        A window's logits move in their last bits with who else is in the run. Raises InferenceFailed, or DeviceLost if
-        the GPU fails on whatever it is given, as after an error that CUDA does not forget.
+        A window's logits move in their last bits with who else is in the run. Raises InferenceFailed, also where they
+        are more than 1,024 or have more tokens than any run that was timed; or DeviceLost if the GPU fails on whatever
+        it is given, as after an error that CUDA does not forget.
         """
+        return self._run(self._way(windows), windows)
+
+    def _way(self, windows: Sequence[Int64]) -> Run:
+        tokens, count = sum(map(len, windows)), len(windows)
+        for bucket in self._buckets:
+            if bucket.takes(tokens, count):
+                return partial(self._graphs.run, bucket)
+        return self._run_in_lane
+
+    def _run_in_lane(self, windows: Sequence[Int64]) -> list[Logits]:
+        lane = self._free.get()
         try:
-            return run_packed(self._session, self._inputs, windows)
+            return lane.run(windows)
+        finally:
+            self._free.put(lane)
+
+    def _run(self, way: Run, windows: Sequence[Int64]) -> list[Logits]:
+        """Raises InferenceFailed, or DeviceLost."""
+        try:
+            return way(windows)
         except Exception as error:  # ONNX Runtime's own kinds share no base
             if self._known_good:
                 try:
-                    run_packed(self._session, self._inputs, self._known_good)
+                    way(self._known_good)
                 except Exception as also:
                     raise DeviceLost(f"the GPU fails on everything ({also!r:.200})") from error
             raise InferenceFailed(f"the model failed on {sum(map(len, windows))} tokens ({error!r:.200})") from error
 
+    def _open_lanes(self, count: int, tokens: int, windows: int, *, graphs: bool = False) -> list[Lane]:
+        """Lanes of a session of their own. Raises BundleError."""
+        session = open_cuda_session(self._model, graphs=graphs)
+        try:
+            return [
+                Lane(session, self._runtime, tokens=tokens, windows=windows, longest=self._longest)
+                for _ in range(count)
+            ]
+        except Exception as error:  # ONNX Runtime's own kinds share no base
+            raise BundleError(f"{self._model}: the GPU has no room for its runs ({error})") from error
+
     def _differences(self, test: Any) -> list[float]:
         """Of each input alone, and of all of them in one run."""
-        together = self.run([np.array(ids, np.int64) for ids in test["inputs"]])
+        self._examples = [np.array(ids, np.int64) for ids in test["inputs"]]
+        together = self.run(self._examples)
         expected = [np.array(logits, "f4") for logits in test["logits"][self.variant]]
-        packed = [float(np.abs(np.array(one) - other).max()) for one, other in zip(together, expected, strict=True)]
+        packed = [_difference([one], [other]) for one, other in zip(together, expected, strict=True)]
         return super()._differences(test) + packed
 
     def _warm(self) -> None:
         """Take the memory for the largest runs, and time runs of all sizes. Raises InferenceFailed."""
-        longest = self.bundle.manifest.window_tokens
-        window = np.zeros(min(_TIMED_WINDOW, longest), np.int64)
-        self.costs_s = {longest: self._cost_s([np.zeros(longest, np.int64)])}
-        self._known_good = [window]
+        window = np.zeros(min(_TIMED_WINDOW, self._longest), np.int64)
+        self.costs_s = {self._longest: self._cost_s([np.zeros(self._longest, np.int64)])}
+        self._known_good = [window[:1]]  # which every bucket takes
         for tokens in _TIMED_TOKENS:
             windows = [window] * min(tokens // len(window), RUN_WINDOWS)
             try:
@@ -103,6 +149,8 @@ class CudaEngine(Engine):
                 break
         self.budget = choose_budget(self.costs_s, objective_s=self._objective_s)
         self.token_s = self.costs_s[self.budget] / self.budget
+        if self._wants_graphs:
+            self._make_graphs()
 
     def _cost_s(self, windows: Sequence[Int64]) -> float:
         """Seconds of a run while the other lanes are as busy."""
@@ -119,52 +167,84 @@ class CudaEngine(Engine):
             list(pool.map(lane, range(self.lanes)))
         return statistics.median(seconds)
 
+    def _make_graphs(self) -> None:
+        """Capture the graphs of all buckets, and keep those that give the right logits, and sooner."""
+        largest = Bucket.of(_GRAPH_TOKENS[-1], self._longest)
+        try:
+            [lane] = self._open_lanes(1, largest.tokens, largest.windows, graphs=True)
+        except BundleError as error:
+            logger.warning("there are no CUDA graphs: %s", error)
+            return
+        self._graphs = Graphs(lane)
+        for below, tokens in pairwise(_GRAPH_TOKENS):
+            bucket = Bucket.of(tokens, self._longest)
+            if self._is_of_use(bucket, self._example(below + 1)):
+                self._buckets.append(bucket)
+
+    def _example(self, tokens: int) -> list[Int64]:
+        """Windows with so many tokens in all, out of the self-test."""
+        ids = np.resize(np.concatenate(self._examples), tokens)
+        return [ids[begin : begin + self._longest] for begin in range(0, tokens, self._longest)]
+
+    def _is_of_use(self, bucket: Bucket, windows: Sequence[Int64]) -> bool:
+        """Whether a bucket's graph can be captured, is right, and pays for ``windows``, the fewest it will be used for.
+
+        Raises DeviceLost if nothing can be run after the attempt.
+        """
+        through = partial(self._graphs.run, bucket)
+        try:
+            through(self._known_good)  # and is captured with that, not with what follows
+            difference = _difference(self._run_in_lane(windows), through(windows))
+            plain_s, graph_s = _median_s([self._run_in_lane, through], windows)
+        except Exception as error:  # ONNX Runtime's own kinds share no base
+            logger.warning("no CUDA graph for runs of %d tokens: %r", bucket.tokens, error)
+            self._run(self._run_in_lane, self._known_good)
+            return False
+        if not difference <= self._tolerance:
+            logger.warning("no CUDA graph for runs of %d tokens: its logits differ by %g", bucket.tokens, difference)
+            return False
+        fields = {"tokens": bucket.tokens, "plain_ms": round(1e3 * plain_s, 3), "graph_ms": round(1e3 * graph_s, 3)}
+        logger.info("CUDA graph" if graph_s < plain_s else "CUDA graph left out", extra={"fields": fields})
+        return graph_s < plain_s
+
 
 class DeviceLost(BaseException):
     """The GPU runs nothing any more: not the fault of what it was asked, so that no request may be blamed for it."""
 
 
-def open_cuda_session(model: Path) -> onnxruntime.InferenceSession:
-    """Open a packed model on the first GPU, exactly as it is.
+def open_cuda_session(model: Path, *, graphs: bool = False) -> onnxruntime.InferenceSession:
+    """Open a packed model on the first GPU, exactly as it is; with ``graphs``, its runs are captured and replayed.
 
     Raises MissingDependency, which names the provider, driver, library or device that is missing, or BundleError if it
     is no model that this ONNX Runtime can open.
     """
+    load_runtime()
     ort = import_onnxruntime()
-    if CUDA_PROVIDER not in ort.get_available_providers():
-        raise MissingDependency(f"this ONNX Runtime has no {CUDA_PROVIDER}: {_INSTALL}")
-    _check_device(ort)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Of patterns, one for each shape that ever came, memory would grow without end.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.log_severity_level = 3
+    # Without TF32, which would round the answer head's fp32.
+    provider = CUDA_PROVIDER, {"use_tf32": "0", "enable_cuda_graph": str(int(graphs))}
     try:
-        # Without TF32, which would round the answer head's fp32.
-        return ort.InferenceSession(model, options, providers=[(CUDA_PROVIDER, {"use_tf32": "0"})], enable_fallback=0)
+        return ort.InferenceSession(model, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's own kinds share no base
         raise BundleError(f"{model}: ONNX Runtime cannot open it on the GPU ({error})") from error
 
 
-def _check_device(ort: object) -> None:
-    """Raises MissingDependency."""
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError as error:
-        raise MissingDependency(f"there is no NVIDIA driver here ({error})") from error
-    ort.preload_dlls()  # type: ignore[attr-defined]  # of the packages that the extra installs
-    for name in _LIBRARIES:
-        try:
-            library = ctypes.CDLL(name)
-        except OSError as error:
-            raise MissingDependency(f"{error}: {_INSTALL}") from error
-        if name == _LIBRARIES[0]:
-            _check_count(library)
+def _difference(some: Sequence[Logits], others: Sequence[Any]) -> float:
+    """The largest difference of any logit; NaN if one is."""
+    return float(np.max([np.abs(np.array(one) - other).max() for one, other in zip(some, others, strict=True)]))
 
 
-def _check_count(runtime: ctypes.CDLL) -> None:
-    count = ctypes.c_int()
-    if status := runtime.cudaGetDeviceCount(ctypes.byref(count)):
-        runtime.cudaGetErrorString.restype = ctypes.c_char_p
-        raise MissingDependency(f"CUDA finds no GPU: {runtime.cudaGetErrorString(status).decode()}")
+def _median_s(ways: Sequence[Run], windows: Sequence[Int64]) -> list[float]:
+    """Seconds of a run each way, by turns, with nothing else under way."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(_GRAPH_ROUNDS):
+        for way, taken in zip(ways, seconds, strict=True):
+            began = time.perf_counter()
+            way(windows)
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in seconds]

@@ -7,7 +7,7 @@ wants to know the shape alone, (windows, tokens of the longest). Out come start 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -25,6 +25,11 @@ INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS = "input_ids", "position_ids", "token_ty
 CUMULATIVE_LENGTHS, TOKEN_OFFSET, LOGITS = "cumulative_lengths", "token_offset", "logits"
 
 Int32 = npt.NDArray[np.int32]
+Empty = Callable[[int], Int32]
+
+
+def _empty(count: int) -> Int32:
+    return np.empty(count, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +42,47 @@ class Packed:
     longest: int
 
     @classmethod
-    def of(cls, windows: Sequence[Int64]) -> Packed:
-        """Pack windows, each (length,) int64. Raises ValueError where there is none, or an empty one."""
+    def of(cls, windows: Sequence[Int64], empty: Empty = _empty) -> Packed:
+        """Pack windows, each (length,) int64, into arrays that ``empty`` makes of their lengths.
+
+        Raises ValueError where there is no window, or an empty one.
+        """
         lengths = np.fromiter(map(len, windows), np.int32, len(windows))
         if not lengths.all() or not windows:
             raise ValueError("a window has no tokens")  # of which kernels make what they please
-        begins = np.zeros(len(windows) + 1, np.int32)
+        begins = empty(len(windows) + 1)
+        begins[0] = 0
         np.cumsum(lengths, out=begins[1:])
-        places = np.arange(begins[-1], dtype=np.int32) - np.repeat(begins[:-1], lengths)
-        ids = np.concatenate(windows).astype(np.int32)
+        tokens = int(begins[-1])
+        places = empty(tokens)
+        np.subtract(np.arange(tokens, dtype=np.int32), np.repeat(begins[:-1], lengths), out=places)
+        ids = empty(tokens)
+        np.concatenate(windows, out=ids, casting="same_kind")
         return cls(ids[None], places[None], begins, int(lengths.max()))
 
-    def token_type_ids(self) -> Int32:
+    @property
+    def table(self) -> tuple[int, int]:
+        """The shape of the table, which is all that the kernel wants to know of it."""
+        return len(self.cumulative_lengths) - 1, self.longest
+
+    def token_type_ids(self, empty: Empty = _empty) -> Int32:
         """BERT's segments, (1, tokens): 0 up to and with the question's [SEP], which is the window's last token too."""
         ids, begins = self.input_ids[0], self.cumulative_lengths
         lengths = np.diff(begins)
         separators = ids == np.repeat(ids[begins[1:] - 1], lengths)
         before = np.cumsum(separators) - separators  # in all windows up to here
-        own = before - np.repeat(before[begins[:-1]], lengths)
-        segments: Int32 = (own > 0).astype(np.int32)[None]
-        return segments
+        segments = empty(len(ids))
+        segments[:] = before > np.repeat(before[begins[:-1]], lengths)
+        return segments[None]
 
-    def feeds(self, inputs: Sequence[str]) -> dict[str, Int32]:
-        """What a model with those inputs is fed."""
+    def feeds(self, inputs: Sequence[str], empty: Empty = _empty) -> dict[str, Int32]:
+        """What a model with those inputs is fed, but for the table."""
         fed = {
             INPUT_IDS: self.input_ids,
             POSITION_IDS: self.position_ids,
             CUMULATIVE_LENGTHS: self.cumulative_lengths,
-            TOKEN_OFFSET: np.zeros((len(self.cumulative_lengths) - 1, self.longest), np.int32),
         }
-        return fed | ({TOKEN_TYPE_IDS: self.token_type_ids()} if TOKEN_TYPE_IDS in inputs else {})
+        return fed | ({TOKEN_TYPE_IDS: self.token_type_ids(empty)} if TOKEN_TYPE_IDS in inputs else {})
 
     def unpack(self, logits: Float32) -> list[Logits]:
         """The (start, end) logits of each window, each (length,), of those of all its tokens, (tokens, 2)."""
@@ -77,5 +93,6 @@ class Packed:
 def run_packed(session: onnxruntime.InferenceSession, inputs: Sequence[str], windows: Sequence[Int64]) -> list[Logits]:
     """Run windows of any lengths, each (length,) int64, and return (start, end) logits, each (length,) float32."""
     packed = Packed.of(windows)
-    logits: Float32 = session.run([LOGITS], packed.feeds(inputs))[0]
+    feeds = packed.feeds(inputs) | {TOKEN_OFFSET: np.zeros(packed.table, np.int32)}
+    logits: Float32 = session.run([LOGITS], feeds)[0]
     return packed.unpack(logits)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
+import gc
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import onnx_ir as ir
@@ -15,10 +16,10 @@ import pytest
 
 from distilqa import cuda
 from distilqa.bundle import Bundle
-from distilqa.cuda import CudaEngine, DeviceLost, open_cuda_session
+from distilqa.cuda import CudaEngine, DeviceLost, Run
+from distilqa.cuda_lane import Lane
 from distilqa.engine import Engine, open_engine, open_session
 from distilqa.errors import BundleError, InferenceFailed, MissingDependency
-from distilqa.packed import run_packed
 from distilqa.reader import Reader
 from distilqa_export.checkpoint import load_checkpoint
 from distilqa_export.fuse import fuse
@@ -38,18 +39,31 @@ def twin(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(gpu_bundle: Path, twin: Path, monkeypatch: pytest.MonkeyPatch) -> CudaEngine:
+def in_place(cpu_as_gpu: Any, twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU takes the GPU's place, and every graph pays."""
+    monkeypatch.setattr(cuda, "open_cuda_session", lambda model, graphs: open_session(twin, threads=1))
+    monkeypatch.setattr(cuda, "_median_s", lambda ways, windows: [2.0, 1.0])
+
+
+@pytest.fixture
+def engine(gpu_bundle: Path, in_place: None) -> CudaEngine:
     """One that takes the CPU for a GPU."""
-    monkeypatch.setattr(cuda, "open_cuda_session", lambda model: open_session(twin, threads=1))
-    monkeypatch.setattr(cuda, "_TIMED_TOKENS", (1024,))
+    return opened(gpu_bundle)
+
+
+def opened(gpu_bundle: Path) -> CudaEngine:
     found = open_engine(Bundle.open(gpu_bundle), "cuda-fp16", unverified=True)
     assert isinstance(found, CudaEngine)
     return found
 
 
-def windows() -> list[np.ndarray]:
+def failing(lane: Lane, *_: Any, **__: Any) -> Any:
+    raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
+
+
+def windows(lengths: Sequence[int] = LENGTHS) -> list[np.ndarray]:
     chance = np.random.default_rng(0)
-    return [np.r_[101, chance.integers(1000, 30000, length - 2), 102] for length in LENGTHS]
+    return [np.r_[101, chance.integers(1000, 30000, length - 2), 102] for length in lengths]
 
 
 def test_windows_of_any_lengths_share_a_run(engine: CudaEngine, gpu_bundle: Path) -> None:
@@ -68,40 +82,160 @@ def test_its_runs_are_as_large_as_pays(engine: CudaEngine) -> None:
     assert engine.budget in engine.costs_s
     assert engine.lanes == 2
     assert engine.token_s == engine.costs_s[engine.budget] / engine.budget
+    assert engine.device == f"a GPU, runs of up to {engine.budget:,} tokens, up to 256 in CUDA graphs"
+
+
+def test_it_may_be_used_by_more_than_its_lanes(engine: CudaEngine) -> None:
+    """And what it gave stays what it was, though the next runs are made in the same memory."""
+    runs = [windows([5, 300]), windows([61, 200]), windows([17]), windows([384, 90])] * 3
+    alone = [engine.run(run) for run in runs[:4]]
+    with ThreadPoolExecutor(6) as pool:
+        for found, expected in zip(pool.map(engine.run, runs), alone * 3, strict=True):
+            for one, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("lengths", [[5], [40, 60], [100, 60, 20], [30, 30, 30, 30]])
+def test_a_run_in_a_graph_is_like_any(lengths: list[int], engine: CudaEngine) -> None:
+    """The padding around it is not seen."""
+    run = windows(lengths)
+    way = engine._way(run)
+    assert way != engine._run_in_lane
+    for found, plain in zip(way(run), engine._run_in_lane(run), strict=True):
+        np.testing.assert_allclose(found, plain, atol=0.02)
+
+
+def test_a_larger_run_is_in_no_graph(engine: CudaEngine) -> None:
+    assert engine._way(windows([200, 56])) == engine._run_in_lane
+    assert engine._way(windows([10] * 9)) == engine._run_in_lane
+
+
+def test_no_graphs_where_none_are_wanted(gpu_bundle: Path, in_place: None) -> None:
+    engine = CudaEngine(Bundle.open(gpu_bundle), "cuda-fp16", objective_s=1.0, graphs=False)
+    assert engine._way(windows([5])) == engine._run_in_lane
     assert engine.device == f"a GPU, runs of up to {engine.budget:,} tokens"
+
+
+def test_graphs_that_do_not_pay_are_left_out(
+    gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pays_for_long(ways: Sequence[Run], windows: Any) -> list[float]:
+        return [2.0, 1.0] if sum(map(len, windows)) > 128 else [1.0, 1.0]
+
+    monkeypatch.setattr(cuda, "_median_s", pays_for_long)
+    with caplog.at_level(logging.INFO, "distilqa.cuda"):
+        engine = opened(gpu_bundle)
+    assert [bucket.tokens for bucket in engine._buckets] == [256]
+    assert [(record.message, getattr(record, "fields", None)) for record in caplog.records] == [
+        ("CUDA graph left out", {"tokens": 128, "plain_ms": 1000.0, "graph_ms": 1000.0}),
+        ("CUDA graph", {"tokens": 256, "plain_ms": 2000.0, "graph_ms": 1000.0}),
+    ]
+
+
+def test_a_graph_that_is_wrong_is_not_used(
+    gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one would be that gave what it gave when it was captured."""
+    captured: dict[Any, Any] = {}
+    run = Lane.run
+
+    def replayed(lane: Lane, windows: Any, longest: Any = None, options: Any = None) -> Any:
+        found = run(lane, windows, longest=longest, options=options)
+        return captured.setdefault(len(windows), found) if options else found
+
+    monkeypatch.setattr(Lane, "run", replayed)
+    engine = opened(gpu_bundle)
+    assert engine._way(windows([5])) == engine._run_in_lane
+    for tokens, record in zip((128, 256), caplog.records, strict=True):
+        assert record.message.startswith(f"no CUDA graph for runs of {tokens} tokens: its logits differ by ")
+
+
+def test_a_graph_that_cannot_be_captured_is_not_used(
+    gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Lane.run
+
+    def captures_none(lane: Lane, windows: Any, longest: Any = None, options: Any = None) -> Any:
+        return failing(lane) if options else run(lane, windows)
+
+    monkeypatch.setattr(Lane, "run", captures_none)
+    engine = opened(gpu_bundle)
+    assert engine._way(windows([5])) == engine._run_in_lane
+    assert ["error 700" in record.message for record in caplog.records] == [True, True]
+
+
+def test_without_a_session_for_graphs_there_are_none(
+    gpu_bundle: Path, in_place: None, twin: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(model: Path, graphs: bool) -> Any:
+        if graphs:
+            raise BundleError("ONNX Runtime cannot open it on the GPU")
+        return open_session(twin, threads=1)
+
+    monkeypatch.setattr(cuda, "open_cuda_session", refuse)
+    engine = opened(gpu_bundle)
+    assert engine._way(windows([5])) == engine._run_in_lane
+    [record] = caplog.records
+    assert record.message == "there are no CUDA graphs: ONNX Runtime cannot open it on the GPU"
 
 
 def test_sizes_that_memory_has_no_room_for_are_left_out(
     engine: CudaEngine, gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_small(session: Any, inputs: Any, windows: Any) -> Any:
-        if len(windows) > 3:
+    run = Lane.run
+
+    def too_small(lane: Lane, windows: Any, **options: Any) -> Any:
+        if sum(map(len, windows)) > 384:
             raise RuntimeError("out of memory")
-        return run_packed(session, inputs, windows)
+        return run(lane, windows, **options)
 
-    monkeypatch.setattr(cuda, "run_packed", too_small)
-    monkeypatch.setattr(CudaEngine, "_differences", lambda self, test: [0.0])
-    found = open_engine(Bundle.open(gpu_bundle), "cuda-fp16", unverified=True)
-    assert found.budget == 384
+    monkeypatch.setattr(Lane, "run", too_small)
+    monkeypatch.setattr(CudaEngine, "_differences", lambda self, test: super(CudaEngine, self)._differences(test))
+    monkeypatch.setattr(CudaEngine, "_make_graphs", lambda self: None)
+    assert opened(gpu_bundle).budget == 384
 
 
-def test_a_gpu_that_fails_on_everything_is_lost(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_room_for_any_run_is_refused(
+    gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lane, "__init__", failing)
+    with pytest.raises(BundleError, match=r"the GPU has no room for its runs .*error 700"):
+        opened(gpu_bundle)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [5]])
+def test_a_gpu_that_fails_on_everything_is_lost(
+    lengths: list[int], engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And no request is blamed for it: the lane dies, and with it the server."""
-
-    def broken(*_: Any) -> Any:
-        raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
-
-    monkeypatch.setattr(cuda, "run_packed", broken)
+    monkeypatch.setattr(Lane, "run", failing)
     with pytest.raises(DeviceLost, match=r"fails on everything .*error 700"):
-        engine.run(windows())
+        engine.run(windows(lengths))
 
 
-def test_an_empty_window_fails(engine: CudaEngine) -> None:
+@pytest.mark.parametrize("lengths", [[384, 384, 384], [1] * 1025, [385]])
+def test_what_there_is_no_room_for_fails(lengths: list[int], engine: CudaEngine) -> None:
+    with pytest.raises(InferenceFailed, match=r"have no room: it is for 1024 in 1024 of up to 384"):
+        engine.run([np.ones(length, np.int64) for length in lengths])
+    assert engine.run(windows())
+
+
+@pytest.mark.parametrize("windows", [[], [np.array([], np.int64)], [np.array([1]), np.array([], np.int64)]])
+def test_an_empty_window_fails(windows: list[np.ndarray], engine: CudaEngine) -> None:
     with pytest.raises(InferenceFailed, match="no tokens"):
-        engine.run([np.array([], np.int64)])
+        engine.run(windows)
 
 
-def test_it_is_the_first_choice_where_a_gpu_may_be(gpu_bundle: Path, gpu_package: dict[str, Any]) -> None:
+def test_its_memory_is_given_back(memory: Any, in_place: None, gpu_bundle: Path) -> None:
+    engine = opened(gpu_bundle)
+    assert len(memory.kept) == 3 * 3  # of two lanes and the graphs: in, out, and a stream
+    del engine
+    gc.collect()
+    assert not memory.kept
+
+
+def test_it_is_the_first_choice_where_a_gpu_may_be(gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(BundleError, match="cuda-fp16 is unverified"):
         Reader(gpu_bundle)
     with pytest.raises(MissingDependency, match="no NVIDIA driver"):
@@ -122,42 +256,3 @@ def test_an_unverified_variant_is_refused(gpu_bundle: Path) -> None:
 def test_a_cpu_never_takes_its_place(gpu_bundle: Path) -> None:
     with pytest.raises(MissingDependency, match=r"has no CUDAExecutionProvider: .*distilqa\[gpu\]"):
         Reader(gpu_bundle, "cuda-fp16", unverified=True)
-
-
-@pytest.fixture
-def gpu_package(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """As if onnxruntime-gpu were installed, and these libraries alone there."""
-    there: dict[str, Any] = {}
-
-    def load(name: str) -> Any:
-        if name not in there:
-            raise OSError(f"{name}: cannot open shared object file")
-        return there[name]
-
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(cuda, "ctypes", SimpleNamespace(CDLL=load, c_int=ctypes.c_int, byref=ctypes.byref,
-                                                        c_char_p=ctypes.c_char_p))  # fmt: skip
-    return there
-
-
-def runtime(status: int) -> Any:
-    """A CUDA runtime that counts devices with that status."""
-    return SimpleNamespace(
-        cudaGetDeviceCount=lambda count: status,
-        cudaGetErrorString=MagicMock(return_value=b"no CUDA-capable device is detected"),
-    )
-
-
-def test_what_is_missing_is_named(gpu_package: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(MissingDependency, match=r"there is no NVIDIA driver here \(libcuda.so.1"):
-        open_cuda_session(tmp_path)
-    gpu_package["libcuda.so.1"] = None
-    with pytest.raises(MissingDependency, match=r"libcudart.so.13: cannot open .*distilqa\[gpu\]"):
-        open_cuda_session(tmp_path)
-    gpu_package["libcudart.so.13"] = runtime(100)
-    with pytest.raises(MissingDependency, match="CUDA finds no GPU: no CUDA-capable device is detected"):
-        open_cuda_session(tmp_path)
-    gpu_package["libcudart.so.13"] = runtime(0)
-    with pytest.raises(MissingDependency, match=r"libcublasLt.so.13: cannot open .*distilqa\[gpu\]"):
-        open_cuda_session(tmp_path)

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -381,14 +382,13 @@ def test_a_variant_for_a_gpu_that_nobody_ran_is_unverified(packed: Exported) -> 
 
 
 def test_with_a_gpu_it_is_verified(
-    distilbert: Path, tmp_path: Path, few_samples: None, monkeypatch: pytest.MonkeyPatch
+    distilbert: Path, tmp_path: Path, few_samples: None, cpu_as_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here the CPU is taken for one, and the model's twin for the model."""
     twin = partial(pack, twin=True)
     monkeypatch.setattr(gate, "pack", twin)
     for module in (gate, export_module, cuda):
-        monkeypatch.setattr(module, "open_cuda_session", lambda path: open_session(path, threads=1))
-    monkeypatch.setattr(cuda, "_TIMED_TOKENS", (1024,))
+        monkeypatch.setattr(module, "open_cuda_session", lambda path, **_: open_session(path, threads=1))
     manifest = export(str(distilbert), tmp_path / "bundle", variants=["cuda-fp16"])
     variant = manifest.variants["cuda-fp16"]
     assert variant.verified
