@@ -1,7 +1,7 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, SQuAD's file, which the reader has downloaded, has three questions, exports take few questions too, the benchmarks
+asked, SQuAD's file, which the reader has downloaded, has three questions, exports take few questions too, benchmarks
 run at their smallest, and what is for a GPU is served with a CPU's variant.
 """
 
