@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.child import SystemFailed
 from benchmarks.environment import ROOT
 from benchmarks.systems import feeds
-from benchmarks.worker import Shape, System, SystemFailed
+from benchmarks.worker import Shape, System
 from distilqa.engine import import_onnxruntime
 
 PRODUCTS, ATTENTION, GELU, REST = "products by weights", "attention", "Gelu", "norms, sums, rounding"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TypedDict
 
 from benchmarks import models
+from benchmarks.child import SystemFailed
 from benchmarks.race import Raced, Ratio, race, ratio, seconds
 from benchmarks.setting import BERT, DISTILBERT, Setting
 from benchmarks.tables import Target, faster, milliseconds, plural, spread, table
-from benchmarks.worker import Shape, System, SystemFailed, bundled
+from benchmarks.worker import Shape, System, bundled
 from distilqa.bundle import VARIANTS, Bundle
 from distilqa.engine import usable_cores
 

@@ -8,16 +8,18 @@ import platform
 import re
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from distilqa.engine import usable_cores
+from benchmarks.load.processes import tree_cpu_s
+from distilqa.engine import runtime_package, usable_cores
 
 ROOT = Path(__file__).parent.parent
 
 _PACKAGES = (
     "onnxruntime",
+    "onnxruntime-gpu",
     "torch",
     "transformers",
     "optimum",
@@ -60,11 +62,18 @@ def _huge_pages(setting: Path = Path("/sys/kernel/mm/transparent_hugepage/enable
     return found[1] if found else ""
 
 
+def device(environment: Mapping[str, Any]) -> str:
+    """What was measured, of all that was told: the GPU, or else the processor."""
+    name: str = environment.get("gpu", {}).get("name", environment["cpu"])
+    return name
+
+
 def machine() -> str:
     """The processor, its cores, and ONNX Runtime, in a line."""
     from distilqa_export.speed import processor
 
-    return f"{processor()}, {usable_cores()} cores, onnxruntime {packages()['onnxruntime']}"
+    runtime = runtime_package()
+    return f"{processor()}, {usable_cores()} cores, {runtime} {packages()[runtime]}"
 
 
 def packages() -> dict[str, str]:
@@ -133,18 +142,4 @@ class Watch:
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         times = [[int(number) for number in line[1:]] for line in lines if line[0] in cores]
         busy = sum(user + nice + system + irq + softirq for user, nice, system, _, _, irq, softirq, *_ in times)
-        return time.monotonic(), busy / tick, sum(one[7] for one in times) / tick, _own_ticks() / tick
-
-
-def _own_ticks() -> int:
-    """CPU time of this process and its descendants, and of those that they have waited for."""
-    parents, ticks = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            fields = path.read_text().rpartition(")")[2].split()
-            pid = int(path.parent.name)
-            parents[pid], ticks[pid] = int(fields[1]), sum(map(int, fields[11:15]))
-    own = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in own} - own:
-        own |= more
-    return sum(ticks[pid] for pid in own)
+        return time.monotonic(), busy / tick, sum(one[7] for one in times) / tick, tree_cpu_s(os.getpid())

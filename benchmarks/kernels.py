@@ -92,7 +92,7 @@ def measure(setting: Setting) -> Kernels:
 
     profiles = _profiles(systems, lengths if setting.tiny else [Shape.parse(shape) for shape in TARGETS])
     return Kernels(
-        operations_per_token=2 * shape.layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.feed_forward),
+        operations_per_token=models.operations(shape, 1, attention=False),
         lengths=by_threads("by length", systems, lengths),
         products=by_threads("bare products", products, [MATMUL_SHAPE]),
         batches=race(

@@ -13,7 +13,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import ROOT, features, packages
+from distilqa.bundle import VARIANTS, Architecture
 
 CHECKPOINT = ROOT / "models" / "distilbert-384-squad"
 CACHE = ROOT / "build" / "benchmarks"
@@ -86,7 +87,18 @@ def calibrated_bundle(checkpoint: Path) -> Path:
     return _bundle("calibrated", checkpoint, _ASKED_PASSAGES, None)
 
 
-def _bundle(kind: str, checkpoint: Path, asked_passages: int, calibration_passages: int | None) -> Path:
+def gpu_bundle(checkpoint: Path) -> Path:
+    """The bundle of a checkpoint with a variant for a GPU, and fp32, made with little text too."""
+    return _bundle("gpu-bundle", checkpoint, _ASKED_PASSAGES, None, ("cpu-fp32", "cuda-fp16"))
+
+
+def _bundle(
+    kind: str,
+    checkpoint: Path,
+    asked_passages: int,
+    calibration_passages: int | None,
+    variants: Sequence[str] = VARIANTS,
+) -> Path:
     def make(target: Path) -> None:
         from distilqa_export.export import export
         from distilqa_export.samples import write_calibration, write_evaluation
@@ -98,6 +110,7 @@ def _bundle(kind: str, checkpoint: Path, asked_passages: int, calibration_passag
         export(
             str(checkpoint),
             target,
+            variants=variants,
             evaluation=asked,
             calibration=seen if calibration_passages else None,
             max_f1_drop=100,
@@ -127,6 +140,21 @@ def onnxruntime_int8(checkpoint: Path) -> Path:
         quantize_dynamic(plain_onnx(checkpoint), target / "model.onnx", per_channel=True, weight_type=QuantType.QInt8)
 
     return _made("onnxruntime-int8", source(checkpoint), make) / "model.onnx"
+
+
+def onnxruntime_fp16(checkpoint: Path) -> Path:
+    """`plain_onnx` after ONNX Runtime's own conversion to fp16; what goes in and comes out stays as it is."""
+
+    def make(target: Path) -> None:
+        import onnx
+        from onnxruntime.transformers.onnx_model import OnnxModel
+
+        target.mkdir()
+        model = OnnxModel(onnx.load(plain_onnx(checkpoint)))
+        model.convert_float_to_float16(keep_io_types=True)
+        model.save_model_to_file(str(target / "model.onnx"))
+
+    return _made("onnxruntime-fp16", source(checkpoint), make) / "model.onnx"
 
 
 def optimum_int8(checkpoint: Path) -> Path:
@@ -195,6 +223,13 @@ def _openvino_int8(kind: str, checkpoint: Path, passages: int | None) -> Path:
         openvino.save_model(model, target / "model.xml", False)
 
     return _made(kind, source(checkpoint), make) / "model.xml"
+
+
+def operations(shape: Architecture, tokens: int, *, attention: bool = True) -> int:
+    """Of a window of so many tokens: two for each weight but the embeddings' and each token, and those of attention."""
+    weights = shape.layers * (4 * shape.hidden**2 + 2 * shape.hidden * shape.feed_forward)
+    scores = shape.layers * 2 * shape.hidden * tokens if attention else 0  # by queries and keys, and by values
+    return 2 * tokens * (weights + scores)
 
 
 def source(checkpoint: Path) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.axes import by_rate, latency
 from benchmarks.claims import PYTORCH, Claims, measured_systems
+from benchmarks.gpu import plots as gpu
 from benchmarks.kernels import ONNXRUNTIME, OPENVINO, OPENVINO_FP32, OPTIMUM, OURS, PLAIN, Kernels
 from benchmarks.load.generator import Load
 from benchmarks.quality import FP32, Quality
@@ -121,19 +123,9 @@ def _speed_up(figure: Any, found: Kernels) -> None:
 def _rates(figure: Any, found: Serving) -> None:
     """Latency by the rate of calls, and the bounds; endless ones, of calls refused, are left out."""
     axes = figure.subplots()
-    loads = [Load.from_json(trial["load"]) for trial in found["trials"]]
-    for share, label, color in ((0.5, "p50", _OTHERS[2]), (0.99, "p99", _OURS)):
-        latencies = [load.quantile_s(share, failed=True) * 1e3 for load in loads]
-        axes.plot([trial["rate"] for trial in found["trials"]], latencies, color=color, marker="o", ms=4, label=label)
-    for bound in BOUNDS_S:
-        axes.axhline(bound * 1e3, color="#999999", lw=0.8, ls=":")
-        axes.text(axes.get_xlim()[0], bound * 1e3, f" {bound * 1e3:.0f} ms", va="bottom", fontsize=8, color="#666666")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_minor_formatter("{x:.0f}")
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    by_rate(axes, {trial["rate"]: Load.from_json(trial["load"]) for trial in found["trials"]})
+    latency(axes, BOUNDS_S)
     axes.set_xlabel("calls a second (Poisson)")
-    axes.set_ylabel("latency from the scheduled time, ms")
     axes.legend(frameon=False)
 
 
@@ -167,4 +159,7 @@ PLOTS = (
     Plot("kernels", "kernels", "One run of the model: how much faster than others cpu-int8 is", (10, 5), _speed_up),
     Plot("rates", "serving", "Served: latency by the rate of calls", (7, 4), _rates),
     Plot("answers", "quality", "Answers that int8 puts elsewhere, and that company changes", (7, 3.2), _answers),
+    Plot("runs", "runs", "One run of the model on the GPU", (12, 4.6), gpu.runs),
+    Plot("throughput", "throughput", "The GPU with more to do than it can", (12, 3.6), gpu.throughput),
+    Plot("traffic", "traffic", "Served from the GPU", (10, 4), gpu.traffic),
 )

@@ -10,18 +10,20 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypedDict
 
 import numpy as np
 
-from benchmarks.worker import Shape, System, SystemFailed, Worker
+from benchmarks.child import SystemFailed
+from benchmarks.worker import Shape, System, Worker
 from distilqa.progress import ProgressBar
 
 # Threads that spin when a run is over are asleep after this.
 SETTLE_S = 0.03
 
-# In each turn at least so many tokens are run, so that short runs are not one glance at the clock.
+# In each turn at least so many tokens are run on a CPU, so that short runs are not one glance at the clock.
 _TURN_TOKENS, _MOST_RUNS = 256, 5
 
 
@@ -50,41 +52,60 @@ def race(
     threads: int,
     rounds: int,
     may_fail: bool = False,
+    turn_tokens: int = _TURN_TOKENS,
+    together: bool = False,
 ) -> Raced:
     """Run each shape on each system in each round, in an order that changes, after a round that warms up.
 
-    Raises SystemFailed, but leaves out what fails if it may.
+    Raises SystemFailed, but leaves out what fails if it may, from the shape on at which it does. Systems are opened and
+    warmed up one after another, or all ``together``.
     """
     chance = random.Random(0)
     found = Raced(threads=threads, samples_s={}, resident_mb={}, left_out={})
     with ExitStack() as stack:
-        workers = {}
-        for system_name, system in systems.items():
+
+        def opened(system: System) -> Worker | SystemFailed:
             try:
                 worker = stack.enter_context(Worker(system, threads))
                 for shape in shapes:
                     worker.run(shape, seed=0, runs=0)
             except SystemFailed as error:
-                if not may_fail:
-                    raise
-                found["left_out"][system_name] = str(error)
+                return error
+            return worker
+
+        pool = stack.enter_context(ThreadPoolExecutor(len(systems) or 1)) if together else None
+        workers = {}
+        opening = pool.map(opened, systems.values()) if pool else map(opened, systems.values())
+        for system_name, outcome in zip(systems, opening, strict=True):
+            if not isinstance(outcome, SystemFailed):
+                workers[system_name] = outcome
+            elif may_fail:
+                found["left_out"][system_name] = str(outcome)
             else:
-                workers[system_name] = worker
+                raise outcome
         with ProgressBar(name, rounds * len(shapes), sys.stderr) as progress:
             for place, shape in enumerate(shapes):
                 samples = found["samples_s"][str(shape)] = {system_name: [] for system_name in workers}
                 for number in range(rounds):
                     for system_name in chance.sample(list(workers), len(workers)):
                         time.sleep(SETTLE_S if threads > 1 else 0)
-                        samples[system_name].append(workers[system_name].run(shape, number, turn_runs(shape)))
+                        try:
+                            took = workers[system_name].run(shape, number, turn_runs(shape, turn_tokens))
+                        except SystemFailed as error:
+                            if not may_fail:
+                                raise
+                            found["left_out"][system_name] = f"from {shape} on: {error}"
+                            del workers[system_name], samples[system_name]
+                        else:
+                            samples[system_name].append(took)
                     progress(place * rounds + number + 1)
         found["resident_mb"] = {system_name: worker.resident_mb() for system_name, worker in workers.items()}
     return found
 
 
-def turn_runs(shape: Shape) -> int:
+def turn_runs(shape: Shape, turn_tokens: int = _TURN_TOKENS) -> int:
     """How many runs a turn has."""
-    return max(1, min(_MOST_RUNS, _TURN_TOKENS // (shape.windows * shape.tokens)))
+    return max(1, min(_MOST_RUNS, turn_tokens // (shape.windows * shape.tokens * shape.each)))
 
 
 def seconds(samples: Sequence[Sequence[float]]) -> list[float]:

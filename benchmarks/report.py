@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from benchmarks import PARTS
+from benchmarks import GPU_PARTS, PARTS
+from benchmarks.environment import device
 from benchmarks.plots import PLOTS
 from benchmarks.race import Raced, unsteadiness
 from benchmarks.results import STORED, Part, Results
 from benchmarks.tables import Target, plural, table, targets_table
 from distilqa.errors import DatasetError
 
-MODULES = {name: import_module(f"benchmarks.{name}") for name in PARTS}
+MODULES = {name: import_module(f"benchmarks.{name}") for name in PARTS} | {
+    name: import_module(f"benchmarks.gpu.{name}") for name in GPU_PARTS
+}
+
+# Of answers, which have no times that others could spoil.
+_UNTIMED = ("quality", "answers")
 
 # The layers and the width of the model that figures were asked of.
 _TARGET_SHAPE = (6, 768)
@@ -36,10 +42,10 @@ def report(results: Results) -> str:
     environment, parts = results["environment"], results["parts"]
     day = max(part["began"] for part in parts.values())[:10]
     blocks = [
-        f"# distilqa on {environment['cpu']}, {day}",
+        f"# distilqa on {device(environment)}, {day}",
         "Ratios are medians over rounds in which the contenders took turns; in brackets is the middle half of the "
         f"rounds, which is no confidence interval. Ratios decide, times inform. Every sample is in `{STORED}`.",
-        _measured(results["setting"]),
+        _measured(results["setting"], gpu="gpu" in environment),
         summary(results),
     ]
     for name, module in MODULES.items():
@@ -79,7 +85,7 @@ def main_table(results: Results) -> str:
     return targets_table(targets) if targets else ""
 
 
-def _measured(setting: Mapping[str, Any]) -> str:
+def _measured(setting: Mapping[str, Any], *, gpu: bool) -> str:
     """With what."""
     shape = setting["distilbert_shape"]
     given = f"`{setting['distilbert']}`" if setting["distilbert"] else "the shipped checkpoint, widened"
@@ -87,15 +93,15 @@ def _measured(setting: Mapping[str, Any]) -> str:
         f"DistilBERT is {given}: {shape['layers']} layers of {shape['hidden']}",
         f"bert-base is {'`' + setting['bert'] + '`' if setting['bert'] else 'of random weights'}",
         f"{plural(setting['rounds'], 'round')}, loads of {setting['load_s']:g} s"
-        + (", fewer shapes on one thread (`--quick`)" if setting["quick"] else "")
+        + (f", fewer shapes{'' if gpu else ' on one thread'} (`--quick`)" if setting["quick"] else "")
         + (", so little that it shows nothing (`--tiny`)" if setting["tiny"] else ""),
     ]
     return "; ".join(told) + "."
 
 
 def _contended(name: str, part: Part) -> bool:
-    """Whether others spoilt the times of a part: quality has none."""
-    return name != "quality" and bool(part["watched"]["contended"])
+    """Whether others spoilt the times of a part."""
+    return name not in _UNTIMED and bool(part["watched"]["contended"])
 
 
 def _circumstances(name: str, part: Part) -> str:

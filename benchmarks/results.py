@@ -18,11 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
-from benchmarks import PARTS
-from benchmarks.environment import ROOT, Watch, environment
+from benchmarks import GPU_PARTS, PARTS
+from benchmarks.environment import ROOT, Watch, device, environment
 from benchmarks.setting import Setting
 from distilqa.errors import DatasetError, SettingsError
-from distilqa_export.speed import processor
 
 STORED = "results.json"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -54,7 +53,7 @@ def open_folder(folder: Path | None, begun: Results) -> Path:
 
     Raises SettingsError where the folder that was named has results of another machine, commit or setting.
     """
-    for place in [folder] if folder else _todays_folders():
+    for place in [folder] if folder else _todays_folders(device(begun["environment"])):
         place.mkdir(parents=True, exist_ok=True)
         with _locked(place):
             try:
@@ -75,9 +74,9 @@ def open_folder(folder: Path | None, begun: Results) -> Path:
     raise SettingsError(f"{folder} has results of another {', '.join(sorted(differ))}; name another folder")
 
 
-def _todays_folders() -> Iterator[Path]:
-    """Where results of this processor and this day may be."""
-    model = re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", processor())).strip("-").lower()
+def _todays_folders(device: str) -> Iterator[Path]:
+    """Where results of that processor or GPU and this day may be."""
+    model = re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", device)).strip("-").lower()
     name = f"{model}-{datetime.now(UTC):%Y-%m-%d}"
     yield RESULTS / name
     yield from (RESULTS / f"{name}-{number}" for number in itertools.count(2))
@@ -110,11 +109,11 @@ def load(folder: Path) -> Results:
 
 
 def add(folder: Path, name: str, part: Part) -> None:
-    """Store a part beside what is there by now, in the order of the suite, whenever each was measured."""
+    """Store a part beside what is there by now, in the order of the suites, whenever each was measured."""
     with _locked(folder):
         stored = load(folder)
         parts = stored["parts"] | {name: part}
-        stored["parts"] = {one: parts[one] for one in dict.fromkeys([*PARTS, *parts]) if one in parts}
+        stored["parts"] = {one: parts[one] for one in dict.fromkeys([*PARTS, *GPU_PARTS, *parts]) if one in parts}
         store(folder, stored)
 
 

@@ -85,20 +85,11 @@ def measure(setting: Setting) -> Serving:
     with server(bundle) as running:
         single = asyncio.run(_single_stream(running, requests, setting.load_s))
         offline = _offline(running.address, questions, max(1, round(setting.load_s * peak)), setting.load_s)
-        tried: dict[int, Load] = {}
 
-        def p99_s(step: int) -> float:
-            if step not in tried:
-                rate = step / steps * peak
-                tried[step] = asyncio.run(_poisson(running, requests, setting.load_s, rate, step))
-            return tried[step].quantile_s(0.99, failed=True)
+        def load(rate: float, seed: int) -> Load:
+            return asyncio.run(_poisson(running, requests, setting.load_s, rate, seed))
 
-        highest: dict[str, float | None] = {}
-        with ProgressBar("rates", len(bounds), sys.stderr) as progress:
-            for number, bound in enumerate(bounds):
-                step = highest_step(p99_s, steps, bound)
-                highest[f"{bound:g}"] = step / steps * peak if step else None
-                progress(number + 1)
+        trials, highest = search(load, peak, steps, bounds)
         most_mb = most_resident_mb(running.pid)
     return Serving(
         starts_s=[seconds for seconds, _ in starts],
@@ -109,10 +100,33 @@ def measure(setting: Setting) -> Serving:
         bound_s=loaded.bound_s,
         server_ended=loaded.server_ended,
         steps=steps,
-        trials=[Trial(rate=step / steps * peak, load=load.to_json()) for step, load in sorted(tried.items())],
+        trials=[Trial(rate=rate, load=load.to_json()) for rate, load in trials.items()],
         highest=highest,
         most_mb=max(most_mb, loaded.most_mb, *(most for _, most in starts)),
     )
+
+
+def search(
+    load: Callable[[float, int], Load], peak: float, steps: int, bounds_s: Sequence[float]
+) -> tuple[dict[float, Load], dict[str, float | None]]:
+    """The loads by the rates that were tried, and by bound the highest rate whose p99 is within it, None for none.
+
+    ``load`` takes a rate and a seed.
+    """
+    tried: dict[int, Load] = {}
+
+    def p99_s(step: int) -> float:
+        if step not in tried:
+            tried[step] = load(step / steps * peak, step)
+        return tried[step].quantile_s(0.99, failed=True)
+
+    highest: dict[str, float | None] = {}
+    with ProgressBar("rates", len(bounds_s), sys.stderr) as progress:
+        for number, bound in enumerate(bounds_s):
+            step = highest_step(p99_s, steps, bound)
+            highest[f"{bound:g}"] = step / steps * peak if step else None
+            progress(number + 1)
+    return {step / steps * peak: found for step, found in sorted(tried.items())}, highest
 
 
 def highest_step(latency_s: Callable[[int], float], steps: int, bound_s: float) -> int:

@@ -63,11 +63,9 @@ def pytorch_compiled(path: Path, threads: int) -> Run:
 
 def _pytorch(path: Path, threads: int, *, compiled: bool) -> Run:
     import torch
-    from transformers import AutoModelForQuestionAnswering
 
     torch.set_num_threads(threads)
-    model = AutoModelForQuestionAnswering.from_pretrained(path, attn_implementation="sdpa", dtype=torch.float32)
-    forward = torch.compile(model.eval(), dynamic=True) if compiled else model.eval()
+    forward = open_pytorch(path, torch.float32, compiled=compiled)
 
     def run(ids: Int64) -> Sequence[Float32]:
         with torch.inference_mode():
@@ -75,6 +73,16 @@ def _pytorch(path: Path, threads: int, *, compiled: bool) -> Run:
         return [found.start_logits.numpy(), found.end_logits.numpy()]
 
     return run
+
+
+def open_pytorch(path: Path, precision: Any, *, compiled: bool, device: str = "cpu") -> Any:
+    """A checkpoint's folder as what PyTorch runs, with scaled-dot-product attention; compiled, for any length."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering
+
+    model = AutoModelForQuestionAnswering.from_pretrained(path, attn_implementation="sdpa", dtype=precision)
+    model = model.eval().to(device)
+    return torch.compile(model, dynamic=True) if compiled else model
 
 
 def openvino(path: Path, threads: int) -> Run:

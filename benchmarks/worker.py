@@ -9,37 +9,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import random
 import re
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from benchmarks import systems
+from benchmarks.child import Child
+from benchmarks.gpu import systems as gpu_systems
 from benchmarks.load.processes import resident_mb
-from benchmarks.systems import KINDS, PYTORCH_ALLOCATOR
 from distilqa.bundle import Bundle
-from distilqa.errors import DistilqaError
+
+KINDS: dict[str, Callable[[Path, int], Callable[[Any], object]]] = {**systems.KINDS, **gpu_systems.KINDS}
 
 # Ids below this are in every vocabulary.
 _IDS = 1000
 
 
-class SystemFailed(DistilqaError):
-    """A system could not be opened, or failed; the text says how."""
-
-
 @dataclass(frozen=True, slots=True)
 class System:
-    """A kind of `benchmarks.systems`, and the model that it opens."""
+    """A kind of `benchmarks.systems` or `benchmarks.gpu.systems`, and the model that it opens."""
 
     kind: str
     path: Path
@@ -47,7 +44,7 @@ class System:
     @property
     def environment(self) -> dict[str, str]:
         """What its process has in its environment besides."""
-        return PYTORCH_ALLOCATOR if self.kind.startswith("pytorch") else {}
+        return systems.PYTORCH_ALLOCATOR if self.kind.startswith("pytorch") else {}
 
 
 def bundled(bundle: Path) -> dict[str, System]:
@@ -58,11 +55,15 @@ def bundled(bundle: Path) -> dict[str, System]:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shape:
-    """So many windows of so many tokens in a run; ``at_once`` such runs at the same time."""
+    """So many windows of so many tokens in a run.
+
+    ``at_once`` are under way, each in a lane that does ``each`` of them, one after another.
+    """
 
     windows: int
     tokens: int
     at_once: int = field(default=1)
+    each: int = field(default=1)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -71,70 +72,75 @@ class Shape:
         return cls(*numbers)
 
     def __str__(self) -> str:
-        return f"{self.windows}x{self.tokens}" + (f", {self.at_once} at once" if self.at_once > 1 else "")
+        lanes = f", {self.at_once} at once" if self.at_once > 1 else ""
+        return f"{self.windows}x{self.tokens}{lanes}" + (f", {self.each} each" if self.each > 1 else "")
+
+    @property
+    def runs(self) -> int:
+        """How many runs are timed as one."""
+        return self.at_once * self.each
+
+    def lengths(self, seed: int) -> list[int]:
+        """How many tokens each window has."""
+        return [self.tokens] * self.windows
 
 
-class Worker:
+@dataclass(frozen=True, slots=True)
+class Mix(Shape):
+    """Windows of other lengths in each round, drawn from a ``pool``; ``tokens`` is about its mean."""
+
+    pool: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.windows}x{self.tokens} on average"
+
+    def lengths(self, seed: int) -> list[int]:
+        return random.Random(seed).choices(self.pool, k=self.windows)
+
+
+class Worker(Child):
     """A system in a process of its own, from ``with`` on. Raises SystemFailed."""
 
     def __init__(self, system: System, threads: int) -> None:
-        self._system, self._threads = system, threads
-
-    def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "benchmarks.worker", self._system.kind, str(self._system.path)]
-        self._said = tempfile.TemporaryFile("w+")  # what it writes to stderr, to say if it dies
-        self._process = subprocess.Popen(
-            [*command, str(self._threads)],
-            cwd=Path(__file__).parent.parent,
-            env=os.environ | self._system.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-        try:
-            self._read()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
+        arguments = (system.kind, str(system.path), str(threads))
+        super().__init__(system.kind, "benchmarks.worker", *arguments, environment=system.environment)
 
     def run(self, shape: Shape, seed: int, runs: int) -> list[float]:
         """Seconds of each of so many runs of random ids, after one that warms up."""
-        seconds: list[float] = self._do(
-            {"windows": shape.windows, "tokens": shape.tokens, "at_once": shape.at_once, "seed": seed, "runs": runs}
-        )
+        told = {"lengths": shape.lengths(seed), "at_once": shape.at_once, "each": shape.each}
+        seconds: list[float] = self.do({**told, "seed": seed, "runs": runs})
         return seconds
 
     def resident_mb(self) -> float:
         """Memory that the process has in RAM, in megabytes (10^6 bytes)."""
-        return resident_mb(self._process.pid)
+        return resident_mb(self.pid)
 
-    def _do(self, command: Mapping[str, object]) -> Any:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what it said last tells why
-        return self._read()
 
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._said.seek(0)
-            last = [line.strip() for line in self._said if line.strip()][-1:]
-            raise SystemFailed(f"{self._system.kind} ended: {' '.join(last) or self._process.returncode}")
-        return json.loads(line)
+def timed(run: Callable[[Any], object], command: Mapping[str, Any]) -> list[float]:
+    """Do what `Worker.run` tells: the seconds of each run but the first."""
+    chance, lengths = np.random.default_rng(command["seed"]), command["lengths"]
+    # Windows of one length are an array, which is all that most systems take.
+    same = len(set(lengths)) == 1
+    windows: Any = (
+        chance.integers(0, _IDS, (len(lengths), lengths[0]))
+        if same
+        else [chance.integers(0, _IDS, length) for length in lengths]
+    )
+    at_once, each = command["at_once"], command["each"]
+    seconds = []
+    for _ in range(command["runs"] + 1):
+        began = time.perf_counter()
+        if at_once > 1:
+            list(_lanes(at_once).map(run, [windows] * at_once * each))
+        else:
+            run(windows)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+@cache
+def _lanes(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
 
 
 def main() -> None:
@@ -147,21 +153,8 @@ def main() -> None:
     replies, sys.stdout = sys.stdout, sys.stderr  # some libraries print
     run = KINDS[arguments.kind](arguments.path, arguments.threads)
     print("null", file=replies, flush=True)
-    pools: dict[int, ThreadPoolExecutor] = {}
     for line in sys.stdin:
-        command = json.loads(line)
-        ids = np.random.default_rng(command["seed"]).integers(0, _IDS, (command["windows"], command["tokens"]))
-        at_once = command["at_once"]
-        pool = pools.setdefault(at_once, ThreadPoolExecutor(at_once)) if at_once > 1 else None
-        seconds = []
-        for _ in range(command["runs"] + 1):
-            began = time.perf_counter()
-            if pool:
-                list(pool.map(run, [ids] * at_once))
-            else:
-                run(ids)
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps(seconds[1:]), file=replies, flush=True)
+        print(json.dumps(timed(run, json.loads(line))), file=replies, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,20 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 
-from benchmarks.load.processes import ServerFailed, cpu_s
+from benchmarks.load.processes import ServerFailed, tree_cpu_s
 from distilqa.evaluation import Question
 from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 DEADLINE_S = 30.0
 
-_METHOD = "/distilqa.v1.QuestionAnswering/Answer"
+_METHOD, _STREAM = "/distilqa.v1.QuestionAnswering/Answer", "/distilqa.v1.QuestionAnswering/AnswerStream"
 
 
 @dataclass(slots=True)
@@ -54,6 +54,22 @@ class Load:
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def together(cls, loads: Sequence[Load]) -> Self:
+        """What came of those that several generators sent at once."""
+        ends = sum((load.ends for load in loads), Counter())
+        found = cls(loads[0].seconds, max(load.all_s for load in loads), ends=ends)
+        found.server_cpu_s = max(load.server_cpu_s for load in loads)  # which each has seen
+        for load in loads:
+            found.calls += load.calls
+            found.due += load.due
+            found.in_time += load.in_time
+            found.latencies_s += load.latencies_s
+            found.windows += load.windows
+            found.runs_s += load.runs_s
+            found.generator_cpu_s += load.generator_cpu_s
+        return found
 
     @property
     def answers_per_s(self) -> float:
@@ -86,11 +102,52 @@ def serialize(questions: Sequence[Question]) -> list[bytes]:
     ]
 
 
+def serialize_streams(questions: Sequence[Question], at_once: int) -> list[list[bytes]]:
+    """So many requests a stream, as often as the questions allow."""
+    requests = [
+        pb.AnswerStreamRequest(id=f"{number}", request=pb.AnswerRequest.FromString(request)).SerializeToString()
+        for number, request in enumerate(serialize(questions))
+    ]
+    return [requests[begin : begin + at_once] for begin in range(0, len(requests) - at_once + 1, at_once)]
+
+
 @asynccontextmanager
 async def answer_method(address: str) -> AsyncIterator[Any]:
     """The method that answers; it takes what is serialised, and tries nothing again."""
-    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)]) as channel:
-        yield channel.unary_unary(_METHOD, response_deserializer=pb.AnswerResponse.FromString)
+    async with connected(address, 1) as (channel,):
+        yield answering(channel)
+
+
+@asynccontextmanager
+async def connected(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Channels with a connection each: gRPC's own pool would have one for all, and so one process of the server."""
+    options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(grpc.aio.insecure_channel(address, options=options)) for _ in range(count)
+        ]
+
+
+def answering(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(_METHOD, response_deserializer=pb.AnswerResponse.FromString)
+
+
+def streaming(channel: grpc.aio.Channel) -> Any:
+    """The same for many in one call: takes what `serialize_streams` gives, and gives the reply that comes last."""
+    stream: Any = channel.stream_stream(_STREAM, response_deserializer=pb.AnswerStreamResponse.FromString)
+
+    async def method(requests: Sequence[bytes], **options: Any) -> pb.AnswerResponse:
+        replies = [reply async for reply in stream(requests, **options)]
+        for reply in replies:
+            if reply.HasField("status"):
+                status = next(one for one in grpc.StatusCode if one.value[0] == reply.status.code)
+                raise grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(), reply.status.message)
+        if len(replies) != len(requests):
+            raise ServerFailed(f"{len(replies)} of {len(requests)} requests had a reply")
+        last: pb.AnswerResponse = replies[-1].response
+        return last
+
+    return method
 
 
 def _fill_s(seconds: float) -> float:
@@ -98,7 +155,7 @@ def _fill_s(seconds: float) -> float:
     return min(seconds / 4, 5.0)
 
 
-async def closed(method: Any, pid: int, requests: Sequence[bytes], seconds: float, callers: int) -> Load:
+async def closed(method: Any, pid: int, requests: Sequence[Any], seconds: float, callers: int) -> Load:
     """Callers who ask again as soon as they are answered. Raises ServerFailed where none was in time."""
     load = Load(seconds)
     with _counted(load, pid) as began:
@@ -115,9 +172,7 @@ async def closed(method: Any, pid: int, requests: Sequence[bytes], seconds: floa
     return load
 
 
-async def open_loop(
-    method: Any, pid: int, requests: Sequence[bytes], seconds: float, rate: float, seed: int = 0
-) -> Load:
+async def open_loop(method: Any, pid: int, requests: Sequence[Any], seconds: float, rate: float, seed: int = 0) -> Load:
     """Calls at random times, so many a second (Poisson), whether or not those before are answered.
 
     Latency counts from the time at which a call was to be sent, so that a generator that falls behind hides nothing.
@@ -139,10 +194,10 @@ async def open_loop(
 @contextmanager
 def _counted(load: Load, pid: int) -> Iterator[float]:
     """Counts how long a load takes, and the CPU time of both sides; gives the clock's time at its beginning."""
-    server_cpu, own_cpu = cpu_s(pid), time.process_time()
+    server_cpu, own_cpu = tree_cpu_s(pid), time.process_time()
     began = time.perf_counter()
     yield began
-    load.server_cpu_s, load.generator_cpu_s = cpu_s(pid) - server_cpu, time.process_time() - own_cpu
+    load.server_cpu_s, load.generator_cpu_s = tree_cpu_s(pid) - server_cpu, time.process_time() - own_cpu
     load.all_s = time.perf_counter() - began
 
 
@@ -156,7 +211,7 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     return sorted(chance.uniform(0, seconds) for _ in range(round(rate * seconds)))
 
 
-async def _call(method: Any, request: bytes, scheduled: float, start: float, load: Load) -> None:
+async def _call(method: Any, request: Any, scheduled: float, start: float, load: Load) -> None:
     load.calls += 1
     load.due += scheduled >= start
     try:

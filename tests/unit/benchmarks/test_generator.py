@@ -9,11 +9,14 @@ import os
 import statistics
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
-from benchmarks.load.generator import Load, closed, open_loop, poisson
+from benchmarks.load.generator import Load, asked, closed, open_loop, poisson, serialize_streams, streaming
 from benchmarks.load.processes import ServerFailed
 
 from distilqa_protos.v1 import question_answering_pb2 as pb
@@ -115,3 +118,52 @@ async def test_callers_who_are_never_answered_measure_nothing() -> None:
 
     with pytest.raises(ServerFailed, match=r"nothing was answered in 0\.05 s"):
         await closed(method, os.getpid(), [b""], seconds=0.05, callers=1)
+
+
+def _channel(*replies: pb.AnswerStreamResponse) -> Any:
+    """One whose streams have those replies, whatever is asked."""
+
+    async def stream(requests: Sequence[bytes], **options: float) -> AsyncIterator[pb.AnswerStreamResponse]:
+        for reply in replies:
+            yield reply
+
+    return SimpleNamespace(stream_stream=lambda name, response_deserializer: stream)
+
+
+def _reply(id: str, windows: int) -> pb.AnswerStreamResponse:
+    return pb.AnswerStreamResponse(id=id, response=pb.AnswerResponse(timings=pb.Timings(windows=windows)))
+
+
+async def test_a_stream_is_one_call_that_ends_with_its_last_reply() -> None:
+    method = streaming(_channel(_reply("1", 3), _reply("0", 2)))
+    assert (await method([b"0", b"1"], timeout=1.0)).timings.windows == 2
+    with pytest.raises(ServerFailed, match="2 of 3 requests had a reply"):
+        await method([b"0", b"1", b"2"], timeout=1.0)
+
+
+async def test_a_stream_of_which_one_fails_is_a_call_that_failed() -> None:
+    refused = pb.AnswerStreamResponse(id="1")
+    refused.status.code = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+    found = await closed(streaming(_channel(_reply("0", 1))), os.getpid(), [[b"0"]], seconds=0.05, callers=1)
+    assert found.ends == {"OK": found.calls}
+    method = streaming(_channel(_reply("0", 1), refused))
+    found = await open_loop(method, os.getpid(), [[b"0", b"1"]], seconds=0.1, rate=100)
+    assert found.ends == {"RESOURCE_EXHAUSTED": found.calls}
+
+
+def test_streams_have_so_many_requests_with_ids_of_their_own() -> None:
+    streams = serialize_streams(asked()[:19], 8)
+    assert [len(requests) for requests in streams] == [8, 8]
+    ids = [pb.AnswerStreamRequest.FromString(request).id for requests in streams for request in requests]
+    assert len(set(ids)) == 16
+
+
+def test_what_several_generators_sent_is_one_load() -> None:
+    one, other = load(98, refused=2), load(3)
+    one.server_cpu_s, one.generator_cpu_s, one.all_s = 5.0, 1.0, 11.0
+    other.server_cpu_s, other.generator_cpu_s, other.all_s = 5.1, 2.0, 10.5
+    both = Load.together([one, other])
+    assert (both.seconds, both.all_s, both.server_cpu_s, both.generator_cpu_s) == (10.0, 11.0, 5.1, 3.0)
+    assert (both.due, both.failed) == (103, 2)
+    assert both.ends == {"OK": 101, "RESOURCE_EXHAUSTED": 2}
+    assert sorted(both.latencies_s) == sorted(one.latencies_s + other.latencies_s)

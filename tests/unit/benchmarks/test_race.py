@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.child import SystemFailed
 from benchmarks.race import race, ratio, seconds, turn_runs
-from benchmarks.worker import Shape, System, SystemFailed, Worker
+from benchmarks.worker import Shape, System, Worker
 
 SHAPES = [Shape(1, 16), Shape(2, 512)]
 
@@ -29,6 +30,8 @@ class _Stub:
     def run(self, shape: Shape, seed: int, runs: int) -> list[float]:
         if self.name == "broken" and shape.tokens > 100:
             raise SystemFailed("too long for it")
+        if self.name == "4" and shape.tokens > 100 and seed == 1:
+            raise SystemFailed("tired")
         self.ran.append((self.name, seed, runs))
         return [float(self.name)] * runs
 
@@ -73,6 +76,23 @@ def test_what_fails_is_left_out_only_where_it_may_be() -> None:
         race("test", systems("1", "broken"), SHAPES[1:], threads=1, rounds=1)
 
 
+def test_what_fails_in_a_round_is_left_out_from_there_on() -> None:
+    found = race("test", systems("1", "4"), SHAPES, threads=1, rounds=3, may_fail=True)
+    assert found["left_out"] == {"4": "from 2x512 on: tired"}
+    assert {shape: list(samples) for shape, samples in found["samples_s"].items()} == {
+        "1x16": ["1", "4"],
+        "2x512": ["1"],
+    }
+    with pytest.raises(SystemFailed, match="tired"):
+        race("test", systems("1", "4"), SHAPES, threads=1, rounds=3)
+
+
+def test_systems_may_be_opened_together() -> None:
+    found = race("test", systems("1", "broken", "2"), SHAPES[1:], threads=1, rounds=1, may_fail=True, together=True)
+    assert list(found["samples_s"]["2x512"]) == ["1", "2"]
+    assert found["left_out"] == {"broken": "too long for it"}
+
+
 @pytest.mark.parametrize(
     ("shape", "runs"), [(Shape(1, 8), 5), (Shape(1, 64), 4), (Shape(8, 32), 1), (Shape(1, 512), 1)]
 )
@@ -97,12 +117,12 @@ def test_only_rounds_of_both_are_compared() -> None:
 
 
 def test_a_shape_names_itself() -> None:
-    shapes = [Shape(1, 16), Shape(8, 64), Shape(1, 128, 2)]
-    assert [str(shape) for shape in shapes] == ["1x16", "8x64", "1x128, 2 at once"]
+    shapes = [Shape(1, 16), Shape(8, 64), Shape(1, 128, 2), Shape(96, 170, 2, 8)]
+    assert [str(shape) for shape in shapes] == ["1x16", "8x64", "1x128, 2 at once", "96x170, 2 at once, 8 each"]
     assert [Shape.parse(str(shape)) for shape in shapes] == shapes
 
 
-@pytest.mark.parametrize("kind", ["bundled", "pytorch", "openvino"])
+@pytest.mark.parametrize("kind", ["bundled", "pytorch", "openvino", "packed"])
 def test_a_system_that_cannot_be_opened_says_why(kind: str, tmp_path: Path) -> None:
     missing: Any = tmp_path / "missing"
     with pytest.raises(SystemFailed, match=f"{kind} ended: .*missing"), Worker(System(kind, missing), threads=1):

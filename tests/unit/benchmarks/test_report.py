@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from benchmarks import claims, kernels
 from benchmarks.breakdown import GROUPS, group
+from benchmarks.child import SystemFailed
 from benchmarks.kernels import ONNXRUNTIME, OPENVINO, OPTIMUM, OURS, Kernels, share_of_products
 from benchmarks.race import Raced, ratio, unsteadiness
 from benchmarks.report import main_table, report, summary
 from benchmarks.results import Part, Results
 from benchmarks.tables import faster, table
-from benchmarks.worker import SystemFailed
 
 ROUNDS = 3
 

@@ -46,11 +46,14 @@ def measure_cost(folder: Path, *arguments: str) -> int:
     return main(["--only", "cost", "--results", str(folder), *arguments])
 
 
-def test_a_folder_is_of_a_processor_and_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(results, "processor", lambda: "Intel(R) Xeon(R) Processor @ 2.10GHz")
+def test_a_folder_is_of_a_processor_or_a_gpu_and_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    folder = results.open_folder(None, results.new(Setting()))
+    begun = results.new(Setting())
+    begun["environment"]["cpu"] = "Intel(R) Xeon(R) Processor @ 2.10GHz"
+    folder = results.open_folder(None, begun)
     assert re.fullmatch(r"intel-xeon-processor-2-10ghz-20\d\d-\d\d-\d\d", folder.name)
+    begun["environment"]["gpu"] = {"name": "NVIDIA H200"}
+    assert results.open_folder(None, begun).name.startswith("nvidia-h200-20")
 
 
 def test_what_was_measured_otherwise_goes_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_missing_packages_are_named_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "benchmarks.__main__.find_spec", lambda name: None if name in ("nncf", "openvino") else find_spec(name)
+        "benchmarks.suite.find_spec", lambda name: None if name in ("nncf", "openvino") else find_spec(name)
     )
     assert main(["--only", "cost"]) == 1
     assert capsys.readouterr().err == (
