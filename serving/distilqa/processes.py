@@ -13,14 +13,13 @@ import os
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Self
 
 from distilqa.admission import COUNTS_BYTES, map_counts
 from distilqa.bundle import Bundle
@@ -41,7 +40,7 @@ from distilqa.front_end import (
 from distilqa.model import CLOSE_S
 from distilqa.reader import read_tokenizer
 from distilqa.settings import ServerSettings
-from distilqa.tasks import first_of
+from distilqa.tasks import first_of, in_thread
 from distilqa.tls import load_certificate
 
 logger = logging.getLogger(__name__)
@@ -118,28 +117,32 @@ class Processes:
         self._forced.set()
 
     async def _keep(self, place: _Place, begin: Beginning) -> None:
-        """Have a child in a place until the server stops."""
-        while True:
-            if place is not self._model:
-                self._counts[begin.own] = 0  # what a forerunner held
-            child = place.child = await _Child.spawn(place.name, begin)
-            if self._stopping:
-                child.kill()
-            elif place is not self._model:
-                self._introduce(place)
-            while received := await child.control.receive():
-                self._hear(place, child, received[0])
-            status = await child.end()
-            place.child = None
-            if place is self._model:
-                self._introduction = None
-            if self._stopping:
-                return
-            if not child.ready:
-                self._give_up(child.error or BrokenError(f"{place.name} ended with status {status}; the log says why"))
-                return
-            logger.error("a process ended, and another takes its place",
-                         extra={"fields": {"process": place.name, "pid": child.pid, "status": status}})  # fmt: skip
+        """Have a child in a place until the server stops, or none can be had."""
+        try:
+            while not self._stopping:
+                await self._live(place, begin)
+        except Exception as error:
+            self._give_up(error)
+
+    async def _live(self, place: _Place, begin: Beginning) -> None:
+        """The life of one child. Raises why it could not begin."""
+        if place is not self._model:
+            self._counts[begin.own] = 0  # what a forerunner held
+        child = place.child = _Child(place.name, begin)
+        if place is not self._model:
+            self._introduce(place)
+        while received := await child.control.receive():
+            self._hear(place, child, received[0])
+        status = await child.end()
+        place.child = None
+        if place is self._model:
+            self._introduction = None
+        if self._stopping:
+            return
+        if not child.ready:
+            raise child.error or BrokenError(f"{place.name} ended with status {status}; the log says why")
+        fields = {"process": place.name, "pid": child.pid, "status": status}
+        logger.error("a process ended, and another takes its place", extra={"fields": fields})
 
     def _hear(self, place: _Place, child: _Child, message: object) -> None:
         match message:
@@ -216,40 +219,46 @@ class _Place:
 
 
 class _Child:
-    """A process of this server. ``ready`` once it does what it is for, ``error`` is why it cannot."""
+    """A process of this server. ``ready`` once it does what it is for, ``error`` is why it cannot.
 
-    def __init__(self, process: Process, control: Control) -> None:
-        self._process, self.control = process, control
-        self.pid = process.pid
+    Raises OSError if there can be no more processes.
+    """
+
+    def __init__(self, name: str, begin: Beginning) -> None:
+        own, other = Control.pair()
+        with (
+            ExitStack() as on_error,
+            other,
+            open(os.memfd_create("distilqa"), "w+b") as beginning,
+        ):  # with a key: no disk
+            on_error.enter_context(own)
+            begin = replace(begin, control=other.fileno())
+            pickle.dump(begin, beginning)
+            beginning.seek(0)
+            with _signals_are_the_parents():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "distilqa.child", *name.split()],
+                    stdin=beginning,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(begin.control, begin.counts),
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
+            on_error.pop_all()
+        self.control = Control(own)
+        self.pid = self._process.pid
         self.ready = False
         self.error: Exception | None = None
 
-    @classmethod
-    async def spawn(cls, name: str, begin: Beginning) -> Self:
-        own, other = Control.pair()
-        begin = replace(begin, control=other.fileno())
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with other, _signals_are_the_parents():
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "distilqa.child", *name.split(), stdin=PIPE, stdout=DEVNULL,
-                pass_fds=(begin.control, begin.counts), env=environment,
-            )  # fmt: skip
-        assert process.stdin is not None
-        process.stdin.write(pickle.dumps(begin))
-        process.stdin.close()
-        return cls(process, Control(own))
-
     async def end(self) -> int:
         """Wait for its end, which it has begun. Returns its exit status."""
-        ending = asyncio.create_task(self._process.wait())
+        ending = asyncio.create_task(in_thread(self._process.wait))
         await first_of(ending, timeout_s=_LAST_S)
         self.kill()
         self.control.close()
         return await ending
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
 
 
 def _children(places: Sequence[_Place]) -> list[_Child]:

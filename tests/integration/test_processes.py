@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from tests.integration.servers import CLI, entries, serving
 
 from distilqa import Client, Reader
 from distilqa.errors import BindError
-from distilqa.processes import _held_address
+from distilqa.processes import Processes, _held_address
 from distilqa.settings import ServerSettings
 from distilqa_export.samples import packaged_evaluation
 
@@ -247,6 +248,22 @@ class TestReplacing:
         assert running.parent.returncode == 1
         assert "cpu-int8.onnx: has 7 bytes" in log
         assert log.splitlines()[-1] == "distilqa: the server is broken; its log says why"
+
+    async def test_nor_where_no_process_can_be_had(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_arguments: Any, **_options: Any) -> None:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        server = Processes(ServerSettings(bundle=bundle, port=0, processes=2))
+        await server.start()
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())  # it is the children that hear none
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        child = server._front_ends[0].child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        await asyncio.wait_for(server.broken.wait(), GUARD_S)
+        await server.stop(0)
+        with pytest.raises(BlockingIOError):
+            await Processes(ServerSettings(bundle=bundle, port=0, processes=2)).start()
 
 
 class TestEnd:
