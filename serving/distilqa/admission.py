@@ -56,6 +56,11 @@ class Permits:
         return int(self._all[:, _REQUESTS].sum())
 
     @property
+    def own_requests(self) -> int:
+        """How many this process has let in."""
+        return int(self._own[_REQUESTS])
+
+    @property
     def bytes(self) -> int:
         """How many bytes they have."""
         return int(self._all[:, _BYTES].sum())
@@ -73,9 +78,9 @@ class Permits:
         """
         with self._take(requests=1, size=size):
             if self.requests > self._max_requests:
-                raise refusal("max_requests", f"{self.requests - 1} requests are in flight", self._wait_s())
-            if self.bytes > self._max_bytes:
-                problem = f"requests of {self.bytes - size} bytes are in flight, and this one has {size}"
+                raise refusal("max_requests", f"{self._max_requests} requests are in flight", self._wait_s())
+            if (together := self.bytes) > self._max_bytes:
+                problem = f"requests of {together - size} bytes are in flight, and this one has {size}"
                 raise refusal("max_bytes", problem, self._wait_s())
             yield
 
@@ -84,7 +89,7 @@ class Permits:
         """Hold one of the streams that may be open, as many as requests in flight. Raises as `hold` does."""
         with self._take(streams=1):
             if self.streams > self._max_requests:
-                raise refusal("max_requests", f"{self.streams - 1} streams are open", self._wait_s())
+                raise refusal("max_requests", f"{self._max_requests} streams are open", self._wait_s())
             yield
 
     @contextmanager

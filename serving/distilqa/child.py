@@ -29,7 +29,10 @@ _TELL_S = 1.0
 
 def main() -> int:
     """Do what the parent says, until it says no more."""
-    begin: Beginning = pickle.load(sys.stdin.buffer)
+    try:
+        begin: Beginning = pickle.load(sys.stdin.buffer)
+    except EOFError:  # nobody has told it anything
+        return 2
     settings = begin.settings
     with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
         return asyncio.run(_live(sys.argv[1], begin))
@@ -42,6 +45,8 @@ async def _live(kind: str, begin: Beginning) -> int:
     except DistilqaError as error:
         control.send(Failed(error))
         return 1
+    finally:
+        control.close()
 
 
 class RemoteFrontEnd(FrontEnd):
@@ -86,6 +91,9 @@ async def _face_callers(begin: Beginning, control: Control) -> int:
     if starting.done():
         await starting
         control.send(Ready())
+        await asyncio.wait((obeying, told), return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            await obeying  # which raises why it can obey no more
         await own.stop(await told)
     return 0
 
@@ -94,8 +102,8 @@ async def _obey(own: RemoteFrontEnd, control: Control, told: asyncio.Future[floa
     """Do as the parent says, also where it says no more, since it has ended."""
     while received := await control.receive():
         match received:
-            case Connect() as model, [connection]:
-                await own.connect(model, connection)
+            case Connect() as model, connections:
+                await own.connect(model, *connections)  # raises TypeError if there was no descriptor left for it
             case Stop(grace_s), _:
                 told.set_result(grace_s)
             case Force(), _:
@@ -117,6 +125,7 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     collapsing.cancel()
     if dead.done():
         return 1
+    await serving  # which raises why it can serve no more
     closing = asyncio.create_task(in_thread(scheduler.close))
     await first_of(closing, timeout_s=CLOSE_S)
     control.send(Ended(run_sizes=scheduler.run_sizes))
@@ -127,8 +136,8 @@ async def _serve_front_ends(control: Control, scheduler: Scheduler) -> None:
     """Until the parent says to stop, or says no more."""
     while received := await control.receive():
         match received:
-            case Connect(), [connection]:
-                await Requests(scheduler).attach(connection)
+            case Connect(), connections:
+                await Requests(scheduler).attach(*connections)  # raises TypeError if there was no descriptor left
             case Stop(), _:
                 return
 

@@ -431,7 +431,7 @@ def _own_name() -> str:
         return "python -m distilqa"
     try:
         return str(own.relative_to(Path.cwd())) if own.is_absolute() else str(own)
-    except ValueError:
+    except (ValueError, OSError):  # it is elsewhere, or the current directory is gone
         return own.name
 
 

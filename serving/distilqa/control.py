@@ -84,15 +84,11 @@ class Ended:
 
 
 class Control:
-    """One end of the socket."""
+    """One end of the socket, which must be of the kind that keeps messages apart (SOCK_SEQPACKET)."""
 
     def __init__(self, own: socket.socket) -> None:
         own.setblocking(False)
         self._own = own
-
-    @classmethod
-    def pair(cls) -> tuple[socket.socket, socket.socket]:
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def send(self, message: object, *connections: socket.socket) -> None:
         """To nobody if the other end has gone, of which `receive` tells."""

@@ -44,6 +44,10 @@ class Frames(asyncio.Protocol):
         self._leaving: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 

@@ -68,9 +68,10 @@ class Model:
     windower: Windower
     runs: Runs
 
-    @property
-    def description(self) -> str:
-        return f"{self.manifest.name} version {self.manifest.version} ({self.variant}, {self.device})"
+
+def describe(manifest: Manifest, variant: str, device: str) -> str:
+    """What is served, for people."""
+    return f"{manifest.name} version {manifest.version} ({variant}, {device})"
 
 
 def tell_ready(address: str, manifest: Manifest, variant: str, seconds: float) -> None:
@@ -97,9 +98,9 @@ async def report_growth(counter: Counter[str], tell: Callable[[Counter[str]], No
     try:
         while True:
             await asyncio.sleep(every_s)
-            now = Counter(counter)
-            tell(now - told)
-            told = now
+            if growth := counter - told:
+                tell(growth)
+                told += growth
     finally:
         tell(counter - told)
 
@@ -189,7 +190,7 @@ class FrontEnd:
             ),
             pool=self._pool,
         )
-        self.description = model.description
+        self.description = describe(model.manifest, model.variant, model.device)
 
     def _ready(self) -> QuestionAnswering:
         if self._service is None:
@@ -226,7 +227,9 @@ class FrontEnd:
             drained = asyncio.create_task(self._permits.drain())
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
             if not drained.done():
-                logger.warning("not all calls were waited for", extra={"fields": {"requests": self._permits.requests}})
+                logger.warning(
+                    "not all calls were waited for", extra={"fields": {"requests": self._permits.own_requests}}
+                )
             forced.cancel()
             closing = asyncio.create_task(
                 in_thread(partial(self._runs.close, "the server stopped before this was done"))

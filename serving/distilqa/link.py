@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -31,7 +30,7 @@ from distilqa.windows import Int64
 # Requests are numbered up to this, and from 0 again: far more than are ever in flight.
 _NUMBERS = 2**32
 
-_GONE = "the process that has the model has ended; another takes its place"
+_GONE = "the process that has the model has ended"
 
 
 class Link:
@@ -48,14 +47,13 @@ class Link:
         self._asked: dict[int, tuple[list[int], asyncio.Future[list[Ran]]]] = {}
         self._wait_s = 0.0
         self._closed: str | None = None
-        self.run_sizes: Counter[int] = Counter()  # which the other end counts
 
     async def attach(self, connection: socket.socket) -> None:
         """Use this connection from now on."""
         frames = Frames(self._land, lambda: self._lose(frames))
         await self._loop.create_unix_connection(lambda: frames, sock=connection)
         self._fail_all(_GONE)  # if there was one before, of whose end nobody has heard yet
-        self._frames = frames
+        self._frames = frames if frames.is_open else None  # it may have ended by now
 
     @property
     def is_attached(self) -> bool:
@@ -127,9 +125,11 @@ class Requests:
 
     def _take(self, kind: int, number: int, content: memoryview) -> None:
         if kind == RUN:
-            self._tasks[number] = asyncio.create_task(self._run(number, content))
-        elif task := self._tasks.get(number):
-            task.cancel()
+            task = self._tasks[number] = asyncio.create_task(self._run(number, content))
+            # Also of one that is cancelled before it has begun.
+            task.add_done_callback(lambda _: self._tasks.pop(number, None))
+        elif number in self._tasks:
+            self._tasks[number].cancel()
 
     async def _run(self, number: int, content: memoryview) -> None:
         windows, deadline = unpack_run(content)
@@ -139,8 +139,6 @@ class Requests:
             self._frames.send(FAILED, number, *pack_failed(_told(error), self._scheduler.wait_s()))
         else:
             self._frames.send(RAN, number, *pack_ran(ran, self._scheduler.wait_s()))
-        finally:
-            del self._tasks[number]
 
     def _drop(self) -> None:
         """The front end has gone: nobody wants what it asked for."""

@@ -16,7 +16,7 @@ import queue
 import select
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -81,7 +81,8 @@ class Writer(logging.Handler):
             try:
                 while content:
                     select.select((), (self._descriptor,), ())  # it may be one that does not wait
-                    content = content[os.write(self._descriptor, content) :]
+                    with suppress(BlockingIOError):  # another process has filled it
+                        content = content[os.write(self._descriptor, content) :]
             except OSError:  # it was closed
                 pass
 

@@ -8,6 +8,7 @@ UNAVAILABLE, and nothing else suffers. What says who may call, and the tokenizer
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import pickle
@@ -30,6 +31,7 @@ from distilqa.front_end import (
     SEND_S,
     TELL_S,
     bracketed,
+    describe,
     report_growth,
     tell_not_answered,
     tell_ready,
@@ -50,6 +52,9 @@ MODEL, FRONT_END = "model", "front-end"
 # What a child may take to end, beyond the time for calls in flight, before it is killed.
 _LAST_S = CLOSE_S + 4 * SEND_S
 
+# Before another is begun after one that was killed as it began.
+_RETRY_S = 1.0
+
 
 class Processes:
     """One bundle, served by several processes. `start` it on an event loop, and `stop` it there. Raises SettingsError.
@@ -67,6 +72,8 @@ class Processes:
         self._stopping = False
         self._forced = asyncio.Event()
         self._held = ExitStack()
+        self._counts = map_counts(settings.processes)
+        self._reporting: asyncio.Task[None] | None = None
         self.outcomes: Counter[str] = Counter()
         self.run_sizes: Counter[int] = Counter()
         self.broken = asyncio.Event()
@@ -97,8 +104,7 @@ class Processes:
         assert self._introduction is not None
         variant, device = self._introduction.variant, self._introduction.device
         tell_ready(self.address, manifest, variant, time.monotonic() - began)
-        front_ends = f"{settings.processes} front ends"
-        self.description = f"{manifest.name} version {manifest.version} ({variant}, {device}, {front_ends})"
+        self.description = describe(manifest, variant, f"{device}, {settings.processes} front ends")
         self._reporting = asyncio.create_task(report_growth(self.outcomes, tell_not_answered, TELL_S))
 
     async def stop(self, grace_s: float) -> None:
@@ -107,7 +113,7 @@ class Processes:
         await self._stop(self._front_ends, grace_s)
         await self._stop([self._model], 0)
         await self._end()
-        if self.description:  # it had started
+        if self._reporting:
             self._reporting.cancel()
             await asyncio.wait((self._reporting,))
         tell_stopped(self.outcomes, self.run_sizes)
@@ -125,24 +131,31 @@ class Processes:
             self._give_up(error)
 
     async def _live(self, place: _Place, begin: Beginning) -> None:
-        """The life of one child. Raises why it could not begin."""
+        """The life of one child. Raises why there can be none."""
         if place is not self._model:
             self._counts[begin.own] = 0  # what a forerunner held
         child = place.child = _Child(place.name, begin)
-        if place is not self._model:
-            self._introduce(place)
-        while received := await child.control.receive():
-            self._hear(place, child, received[0])
-        status = await child.end()
-        place.child = None
-        if place is self._model:
-            self._introduction = None
-        if self._stopping:
-            return
-        if not child.ready:
-            raise child.error or BrokenError(f"{place.name} ended with status {status}; the log says why")
-        fields = {"process": place.name, "pid": child.pid, "status": status}
-        logger.error("a process ended, and another takes its place", extra={"fields": fields})
+        try:
+            if place is not self._model:
+                self._introduce(place)
+            while received := await child.control.receive():
+                self._hear(place, child, received[0])
+        except Exception:
+            child.kill()
+            raise
+        finally:
+            status = await child.end()
+            place.child = None
+            if place is self._model:
+                self._introduction = None
+        # One that was killed as it began says nothing of the next.
+        if not child.ready and not self._stopping and (status >= 0 or not self._started.done()):
+            raise child.error or BrokenError(f"{place.name} ended with status {status}")
+        if not self._stopping:
+            self._log(logging.ERROR, "a process ended, and another takes its place", place, child, status=status)
+            await asyncio.sleep(0 if child.ready else _RETRY_S)
+        elif status and not child.killed:
+            self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
 
     def _hear(self, place: _Place, child: _Child, message: object) -> None:
         match message:
@@ -153,13 +166,18 @@ class Processes:
                     for front_end in self._front_ends:
                         self._introduce(front_end)
                 everyone = (*self._front_ends, self._model)
-                if not self._started.done() and all(one.child and one.child.ready for one in everyone):
+                if self._started.done():
+                    self._log(logging.INFO, "a process is in its place", place, child)
+                elif all(one.child and one.child.ready for one in everyone):
                     self._started.set_result(None)
             case Failed(error):
                 child.error = error
             case Ended(outcomes, run_sizes):
                 self.outcomes.update(outcomes)
                 self.run_sizes.update(run_sizes)
+
+    def _log(self, level: int, message: str, place: _Place, child: _Child, **fields: object) -> None:
+        logger.log(level, message, extra={"fields": {"process": place.name, "pid": child.pid, **fields}})
 
     def _introduce(self, front_end: _Place) -> None:
         """Connect a front end and the model, once both are there."""
@@ -189,21 +207,23 @@ class Processes:
         ended = asyncio.create_task(asyncio.wait(keeping))
         forced = asyncio.create_task(self._forced.wait())
         await first_of(ended, forced, timeout_s=grace_s + _LAST_S)
-        for child in _children(places):
-            child.control.send(Force())
-        await first_of(ended, timeout_s=_LAST_S)
+        if self._forced.is_set():
+            for child in _children(places):
+                child.control.send(Force())
+            await first_of(ended, timeout_s=_LAST_S)
+        for place in places:
+            if place.child:
+                self._log(logging.ERROR, "a process has not ended, and is killed", place, place.child)
+                place.child.kill()
         forced.cancel()
-        ended.cancel()
+        await ended
 
     async def _end(self) -> None:
         """Kill what is left, and let go of all."""
         self._stopping = True
         places = (*self._front_ends, self._model)
-        for place in places:
-            if place.child:
-                if place.child.ready:
-                    logger.error("a process has not ended, and is killed", extra={"fields": {"process": place.name}})
-                place.child.kill()
+        for child in _children(places):
+            child.kill()
         if keeping := [place.keeping for place in places if place.keeping]:
             await asyncio.wait(keeping)
         self._held.close()
@@ -219,13 +239,13 @@ class _Place:
 
 
 class _Child:
-    """A process of this server. ``ready`` once it does what it is for, ``error`` is why it cannot.
+    """A process of this server. ``ready`` once it does what it is for; ``error`` is why it cannot.
 
     Raises OSError if there can be no more processes.
     """
 
     def __init__(self, name: str, begin: Beginning) -> None:
-        own, other = Control.pair()
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with (
             ExitStack() as on_error,
             other,
@@ -240,24 +260,27 @@ class _Child:
                     [sys.executable, "-P", "-m", "distilqa.child", *name.split()],
                     stdin=beginning,
                     stdout=subprocess.DEVNULL,
+                    stderr=sys.stderr,  # which need not be the second descriptor
                     pass_fds=(begin.control, begin.counts),
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
             on_error.pop_all()
         self.control = Control(own)
         self.pid = self._process.pid
-        self.ready = False
+        self.ready = self.killed = False
         self.error: Exception | None = None
 
     async def end(self) -> int:
         """Wait for its end, which it has begun. Returns its exit status."""
         ending = asyncio.create_task(in_thread(self._process.wait))
         await first_of(ending, timeout_s=_LAST_S)
-        self.kill()
+        if not ending.done():
+            self.kill()
         self.control.close()
         return await ending
 
     def kill(self) -> None:
+        self.killed = True
         self._process.kill()
 
 
@@ -293,9 +316,19 @@ def _held_address(settings: ServerSettings) -> Iterator[tuple[str, int]]:
     with ExitStack() as held:
         try:
             found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, *_, (name, *_) in found:
-                own = held.enter_context(_hold(family, str(name), port))
-                port = own.getsockname()[1]
+            absent: OSError | None = None
+            holding = False
+            for family, name in dict.fromkeys((family, str(name)) for family, *_, (name, *_) in found):
+                try:
+                    own = held.enter_context(_hold(family, name, port))
+                except OSError as error:
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+                    absent = error  # ::1 where there is no IPv6, say, which gRPC passes over too
+                else:
+                    holding, port = True, own.getsockname()[1]
+            if absent and not holding:
+                raise absent
         except OSError as error:
             problem = f"cannot bind {host}:{port}; is another server there, or the host not this machine's?"
             raise BindError(problem) from error
@@ -304,21 +337,14 @@ def _held_address(settings: ServerSettings) -> Iterator[tuple[str, int]]:
 
 def _hold(family: int, name: str, port: int) -> socket.socket:
     """A socket that has the address for others to share, but does not listen. Raises OSError if another has it."""
-    if port:
-        _bind(family, name, port, socket.SO_REUSEADDR).close()
-    try:
-        return _bind(family, name, port, socket.SO_REUSEPORT)
-    except OSError:  # there are connections yet of a server that has just ended
-        return _bind(family, name, port, socket.SO_REUSEPORT, socket.SO_REUSEADDR)
-
-
-def _bind(family: int, name: str, port: int, *options: int) -> socket.socket:
-    own = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        for option in options:
-            own.setsockopt(socket.SOL_SOCKET, option, 1)
-        own.bind((name, port))
-    except OSError:
-        own.close()
-        raise
+    with ExitStack() as on_error:
+        own = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        try:
+            own.bind((name, port))
+        except OSError:  # perhaps there are connections yet of a server that has just ended
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            own.bind((name, port))
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only once it is ours
+        on_error.pop_all()
     return own

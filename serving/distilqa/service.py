@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -59,8 +58,6 @@ class Limits:
 
 class Runs(Protocol):
     """What runs windows: a `distilqa.scheduler.Scheduler`, or a `distilqa.link.Link` to one in another process."""
-
-    run_sizes: Counter[int]
 
     def wait_s(self) -> float:
         """How long what is queued will take, in seconds."""

@@ -214,7 +214,7 @@ class TestReplacing:
             calls = ask_all(running, pool, 8)
             os.kill(pid, signal.SIGKILL)
             ends = {call.result(GUARD_S) for call in calls}
-            assert ends == {"UNAVAILABLE: the process that has the model has ended; another takes its place"}
+            assert ends == {"UNAVAILABLE: the process that has the model has ended"}
             assert asyncio.run(health(running.address)) == NOT_SERVING  # its self-test is held too
             assert ask(running.address, PASSAGE).startswith("UNAVAILABLE: the process that has the model has ended")
         until(lambda: asyncio.run(health(running.address)) == SERVING)
@@ -232,6 +232,21 @@ class TestReplacing:
         with Client(running.address) as client:
             until(lambda: asyncio.run(health(running.address)) == SERVING)
             assert client.answer(QUESTION, PASSAGE)[0].text == "the lazy dog"
+
+    def test_one_that_is_killed_as_it_begins_is_replaced_too(self, running: Running) -> None:
+        """It says nothing of the next, as one that cannot begin does."""
+        for name in ("front-end 0", "model"):
+            pid = running.pid(name)
+            for _ in range(2):
+                assert pid is not None
+                os.kill(pid, signal.SIGKILL)
+                running.replaced(name, pid)
+                pid = running.pid(name)
+        until(lambda: asyncio.run(health(running.address)) == SERVING)
+        with Client(running.address, connections=8) as client:
+            assert [client.answer(QUESTION, PASSAGE)[0].text for _ in range(16)] == ["the lazy dog"] * 16
+        ended = [entry["process"] for entry in stop(running) if "another takes its place" in entry["message"]]
+        assert ended == ["front-end 0"] * 2 + ["model"] * 2
 
     def test_where_that_is_not_possible_the_server_ends(self, bundle: Path, tmp_path: Path) -> None:
         """With status 1, so that what watches over it hears of it."""

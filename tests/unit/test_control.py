@@ -23,7 +23,7 @@ Pair = tuple[Control, Control]
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     """A parent's end and a child's."""
-    parent, child = map(Control, Control.pair())
+    parent, child = map(Control, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     with closing(parent), closing(child):
         yield parent, child
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from distilqa.errors import InferenceFailed, Overloaded, Unavailable
+from distilqa.frames import CANCEL, RUN, pack_run
 from distilqa.link import Link, Requests
 from distilqa.queue import Ran
 from distilqa.windows import Int64
@@ -165,6 +166,30 @@ async def test_who_leaves_is_not_worked_for(front_end: FrontEnd) -> None:
     model.open.set()
     assert len(await asyncio.wait_for(staying, GUARD_S)) == 2
     assert model.cancelled == 1
+
+
+async def test_who_leaves_at_once_leaves_nothing_behind() -> None:
+    """Both frames are there before the task has taken its first step."""
+    model = Model()
+    requests = Requests(model)  # type: ignore[arg-type]
+    content = memoryview(b"".join(pack_run(WINDOWS, None)))
+    for number in range(10):
+        requests._take(RUN, number, content)
+        requests._take(CANCEL, number, memoryview(b""))
+    async with asyncio.timeout(GUARD_S):
+        while requests._tasks:
+            await asyncio.sleep(0)
+    assert model.asked == []
+
+
+async def test_a_connection_that_has_ended_already_is_none(front_end: FrontEnd) -> None:
+    one, other = socket.socketpair()
+    one.close()
+    await front_end.link.attach(other)
+    async with asyncio.timeout(GUARD_S):
+        while front_end.link.is_attached:
+            await asyncio.sleep(0)
+    assert isinstance(await failure(asyncio.create_task(front_end.link.run(WINDOWS))), Unavailable)
 
 
 async def test_a_reply_to_one_that_leaves_in_that_moment_is_dropped(front_end: FrontEnd) -> None:
