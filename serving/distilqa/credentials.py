@@ -17,10 +17,12 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from distilqa.errors import PermissionDenied, SettingsError, Unauthenticated
-from distilqa.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from distilqa.settings import ServerSettings
 
 # gRPC refuses calls whose headers are longer than 8 to 16 KiB.
 LONGEST_TOKEN = 4096
