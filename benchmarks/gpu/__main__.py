@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.partition("\n\n")[2])
     suite.add_arguments(parser, GPU_PARTS, quick="fewer shapes, processes and questions, shorter loads")
-    parser.add_argument("--output", type=Path, metavar="FOLDER",
+    parser.add_argument("--results", type=Path, metavar="FOLDER",
                         help="where to write (default benchmarks/results/<gpu>-<date>)")  # fmt: skip
     return parser.parse_args(argv)
 
@@ -50,7 +50,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     setting.check()
     begun = results.new(setting)
     begun["environment"] |= gpu()
-    folder = results.open_folder(arguments.output, begun)
+    folder = results.open_folder(arguments.results, begun)
     return int(suite.measure(setting, arguments.only or GPU_PARTS, folder, go_on=True) > 0)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from distilqa.answer import Answer
 from distilqa.errors import (
+    BindError,
+    BrokenError,
     BundleError,
     DatasetError,
     DeadlineExceeded,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "AsyncClient",
+    "BindError",
+    "BrokenError",
     "Bundle",
     "BundleError",
     "Client",

@@ -6,6 +6,7 @@ python -m distilqa.child model | front-end NUMBER
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import pickle
 import socket
 import sys
@@ -14,7 +15,7 @@ from distilqa.admission import map_counts
 from distilqa.bundle import Bundle
 from distilqa.control import Beginning, Connect, Control, Ended, Failed, Force, Ready, Stop
 from distilqa.errors import DistilqaError
-from distilqa.front_end import FrontEnd, Model
+from distilqa.front_end import FrontEnd, Model, report_growth
 from distilqa.link import Link, Requests
 from distilqa.logs import logging_to
 from distilqa.model import CLOSE_S, cores, open_model, use_huge_pages
@@ -23,7 +24,7 @@ from distilqa.scheduler import Scheduler
 from distilqa.tasks import first_of, in_thread
 from distilqa.windows import Windower
 
-# How often the parent is told how calls have ended.
+# How often the parent is told how calls have ended, and of what size runs were.
 _TELL_S = 1.0
 
 
@@ -34,6 +35,7 @@ def main() -> int:
     except EOFError:  # nobody has told it anything
         return 2
     settings = begin.settings
+    multiprocessing.current_process().name = " ".join(sys.argv[1:])  # which entries of the log have
     with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
         return asyncio.run(_live(sys.argv[1], begin))
 
@@ -120,6 +122,9 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     engine, scheduler = await open_model(begin.settings, bundle, cores(begin.settings), died.set)
     control.send(Ready(engine.variant, engine.device))
     collapsing = asyncio.create_task(use_huge_pages())
+    telling = asyncio.create_task(
+        report_growth(scheduler.run_sizes, lambda sizes: control.send(Ended(run_sizes=sizes)), _TELL_S)
+    )
     dead, serving = asyncio.create_task(died.wait()), asyncio.create_task(_serve_front_ends(control, scheduler))
     await first_of(dead, serving)
     collapsing.cancel()
@@ -128,7 +133,8 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     await serving  # which raises why it can serve no more
     closing = asyncio.create_task(in_thread(scheduler.close))
     await first_of(closing, timeout_s=CLOSE_S)
-    control.send(Ended(run_sizes=scheduler.run_sizes))
+    telling.cancel()
+    await asyncio.wait((telling,))
     return 0
 
 

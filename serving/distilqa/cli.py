@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluation = _add_command(commands, "eval", _eval, "measure exact match and F1 on a SQuAD v1.1 file")
     evaluation.add_argument("bundle", type=Path, metavar="BUNDLE")
     evaluation.add_argument("file", type=Path, metavar="FILE", help="questions with answers, dev-v1.1.json say")
-    evaluation.add_argument("--variant", help="of the bundle (default: all of them)")
+    evaluation.add_argument("--variant", help="of the bundle, also unverified (default: all that can be used here)")
     evaluation.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write the answers too, for the official script"
     )
@@ -150,7 +150,8 @@ def _add_export(commands: _Commands) -> None:
         "--variant",
         action="append",
         choices=(*VARIANTS, *GPU_VARIANTS),
-        help=f"which to make; may be repeated (default: {' and '.join(VARIANTS)})",
+        help=f"which to make; may be repeated (default: {' and '.join(VARIANTS)}; {', '.join(GPU_VARIANTS)} is for an"
+        " NVIDIA GPU)",
     )
     export.add_argument(
         "--calibration", type=Path, metavar="FILE",
@@ -158,11 +159,11 @@ def _add_export(commands: _Commands) -> None:
     )  # fmt: skip
     export.add_argument(
         "--eval", type=Path, metavar="FILE",
-        help="SQuAD v1.1 file to judge int8 on (default: 3,000 packaged questions of SQuAD's development set)",
+        help="SQuAD v1.1 file to judge int8 and fp16 on (default: 3,000 packaged questions of SQuAD's development set)",
     )  # fmt: skip
     export.add_argument(
         "--max-f1-drop", type=float, metavar="POINTS",
-        help="F1 that int8 may lose against fp32; matmuls stay fp32 where it must be (default 0.5)",
+        help="F1 that int8 or fp16 may lose against fp32; matmuls of int8 stay fp32 where it must be (default 0.5)",
     )  # fmt: skip
     export.add_argument("--revision", help="branch, tag or commit on the hub")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
@@ -213,7 +214,7 @@ def _export(arguments: argparse.Namespace) -> int:
         from distilqa_export.export import MAX_F1_DROP, export
     except ImportError as error:
         raise MissingDependency(
-            f"the exporter is not installed: pip install 'distilqa[export,cpu]' ({error})"
+            f"the exporter is not installed: pip install 'distilqa[export,cpu]' (or gpu for cpu; {error})"
         ) from error
     began = time.monotonic()
     with _exit_on_sigterm():
@@ -233,6 +234,8 @@ def _export(arguments: argparse.Namespace) -> int:
         unverified = "" if variant.verified else "unverified, "
         print(f"{name}: {unverified}{manifest.files[variant.file].bytes / 1e6:.1f} MB, {measured}")
     print(f"wrote {arguments.output}")
+    if left := [name for name, variant in manifest.variants.items() if not variant.verified]:
+        print(f"{', '.join(left)}: export it where there is a GPU, or serve it with --unverified allow")
     return 0
 
 
@@ -289,9 +292,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     bundle = Bundle.open(arguments.bundle)
     usable = usable_variants()
-    first, _ = bundle.variant(arguments.variant, usable)
-    variants = [name for name in bundle.manifest.variants if name in usable] if arguments.variant is None else [first]
-    for name in bundle.manifest.variants.keys() - usable if arguments.variant is None else ():
+    first, _ = bundle.variant(arguments.variant, (*usable, *GPU_VARIANTS))
+    variants = [name for name in bundle.manifest.variants if name in usable and arguments.variant is None] or [first]
+    for name in bundle.manifest.variants.keys() - {*usable, first} if arguments.variant is None else ():
         print(f"{name}: left out, since this ONNX Runtime is for CPUs alone", file=sys.stderr)
     if arguments.predictions and len(variants) > 1:
         raise InvalidRequest("--predictions", f"is one file; choose a --variant of {', '.join(variants)}")

@@ -56,7 +56,8 @@ def open_engine(
     ``unverified`` allows a variant that was never run on the kind of device that it is for. Raises BundleError and
     MissingDependency as they do.
     """
-    name, description = bundle.variant(variant, usable_variants())
+    # One for a GPU alone: that says what is missing here.
+    name, description = bundle.variant(variant, (*usable_variants(), *GPU_VARIANTS))
     if not description.verified and not unverified:
         raise BundleError(
             f"{bundle.path}: {name} is unverified: no GPU ran it when it was made. Export it where there is one, or"
@@ -259,12 +260,16 @@ def import_onnxruntime() -> Any:
     if len(found) == 2:
         raise MissingDependency(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one:"
-            f" pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL}"
+            f" pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL} (or distilqa[gpu])"
         )
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingDependency(f"ONNX Runtime is not installed: {_INSTALL} (or distilqa[gpu])") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two was taken away
+        raise MissingDependency(
+            f"ONNX Runtime is damaged: pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL} (or distilqa[gpu])"
+        )
     return onnxruntime
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -51,6 +51,8 @@ _LARGEST_MESSAGE_FACTOR = 4
 
 _NO_METADATA = NoMetadata()
 
+_Key = TypeVar("_Key")
+
 # How long the last replies may take to be sent.
 SEND_S = 1.0
 
@@ -74,10 +76,10 @@ def describe(manifest: Manifest, variant: str, device: str) -> str:
     return f"{manifest.name} version {manifest.version} ({variant}, {device})"
 
 
-def tell_ready(address: str, manifest: Manifest, variant: str, seconds: float) -> None:
-    """Log what is served."""
+def tell_ready(address: str, manifest: Manifest, variant: str, seconds: float, processes: int = 1) -> None:
+    """Log what is served, and by how many front ends."""
     fields = {"address": address, "model": manifest.name, "version": manifest.version, "variant": variant}
-    logger.info("ready", extra={"fields": fields | {"seconds": round(seconds, 3)}})
+    logger.info("ready", extra={"fields": fields | {"processes": processes, "seconds": round(seconds, 3)}})
 
 
 def tell_not_answered(ended: Counter[str]) -> None:
@@ -92,17 +94,23 @@ def tell_stopped(ended: Counter[str], run_sizes: Counter[int]) -> None:
     logger.info("stopped", extra={"fields": fields})
 
 
-async def report_growth(counter: Counter[str], tell: Callable[[Counter[str]], None], every_s: float) -> None:
+async def report_growth(counter: Counter[_Key], tell: Callable[[Counter[_Key]], None], every_s: float) -> None:
     """Tell from time to time, and at last when this is cancelled, by how much a counter has grown."""
-    told: Counter[str] = Counter()
+    told: Counter[_Key] = Counter()
+
+    def tell_more() -> None:
+        nonlocal told
+        now = Counter(dict(counter))  # which other threads may change
+        if growth := now - told:
+            tell(growth)
+        told = now
+
     try:
         while True:
             await asyncio.sleep(every_s)
-            if growth := counter - told:
-                tell(growth)
-                told += growth
+            tell_more()
     finally:
-        tell(counter - told)
+        tell_more()
 
 
 class FrontEnd:

@@ -112,8 +112,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """Those that came with it, after the name of a process that has one (see multiprocessing)."""
     fields: dict[str, object] = getattr(record, "fields", {})
-    return fields
+    named = record.processName not in (None, "MainProcess") and "process" not in fields
+    return {"process": record.processName} | fields if named else fields
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -26,7 +26,7 @@ from distilqa.admission import COUNTS_BYTES, map_counts
 from distilqa.bundle import Bundle
 from distilqa.control import Beginning, Connect, Control, Ended, Failed, Force, Ready, Stop
 from distilqa.credentials import load_callers
-from distilqa.errors import BindError, BrokenError
+from distilqa.errors import BindError, BrokenError, DistilqaError
 from distilqa.front_end import (
     SEND_S,
     TELL_S,
@@ -103,7 +103,7 @@ class Processes:
             raise
         assert self._introduction is not None
         variant, device = self._introduction.variant, self._introduction.device
-        tell_ready(self.address, manifest, variant, time.monotonic() - began)
+        tell_ready(self.address, manifest, variant, time.monotonic() - began, settings.processes)
         self.description = describe(manifest, variant, f"{device}, {settings.processes} front ends")
         self._reporting = asyncio.create_task(report_growth(self.outcomes, tell_not_answered, TELL_S))
 
@@ -192,7 +192,8 @@ class Processes:
         if not self._started.done():
             self._started.set_exception(error)
         elif not self.broken.is_set():
-            logger.critical("a process cannot be replaced", exc_info=error)
+            expected = isinstance(error, DistilqaError)
+            logger.critical("a process cannot be replaced: %s", error, exc_info=None if expected else error)
             self.broken.set()
 
     async def _stop(self, places: Sequence[_Place], grace_s: float) -> None:

@@ -62,12 +62,13 @@ class InProcess:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Two tiny checkpoints."""
+    """Two tiny checkpoints, of which bundles have been made: once something stands in for a GPU, that takes one."""
     found = {}
     for kind in ("distilbert", "bert"):
         folder = tmp_path_factory.mktemp(kind)
         save_with_tokenizer(random_model(kind), folder, CHECKPOINT)
         found[kind] = str(folder)
+    _ = GpuSetting(tiny=True, distilbert=found["distilbert"], bert=found["bert"]).bundles
     return found
 
 
@@ -108,7 +109,7 @@ def stand_ins(cpu_as_gpu: object, monkeypatch: pytest.MonkeyPatch, twins: dict[s
 
 
 def test_without_a_gpu_it_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command.main(["--output", str(tmp_path / "results")]) == 1
+    assert command.main(["--results", str(tmp_path / "results")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: this ONNX Runtime has no CUDAExecutionProvider: ")
     assert not (tmp_path / "results").exists()
@@ -131,7 +132,7 @@ def test_a_part_that_fails_says_why_and_the_others_go_on(
     monkeypatch.setattr(answers, "measure", fail)
     monkeypatch.setattr(traffic, "_VARIANT", "cpu-fp32")
     flags = [f"--{name}={folder}" for name, folder in tiny.items()]
-    assert command.main(["--tiny", *flags, "--output", str(tmp_path)]) == 1
+    assert command.main(["--tiny", *flags, "--results", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert "error: answers failed: CUDA error 700" in said
     stored = results.load(tmp_path)
