@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,17 @@ def test_it_is_the_first_choice_where_a_gpu_may_be(gpu_bundle: Path, monkeypatch
 
 def test_where_none_can_be_it_is_none(gpu_bundle: Path) -> None:
     assert Reader(gpu_bundle).engine.variant == "cpu-fp32"
+
+
+def test_a_bundle_for_a_gpu_alone_says_what_is_missing(gpu_bundle: Path) -> None:
+    """Rather than that it has nothing for a CPU."""
+    bundle = Bundle.open(gpu_bundle)
+    manifest = replace(bundle.manifest, variants={"cuda-fp16": bundle.manifest.variants["cuda-fp16"]})
+    alone = Bundle(bundle.path, manifest)
+    with pytest.raises(BundleError, match="cuda-fp16 is unverified"):
+        open_engine(alone)
+    with pytest.raises(MissingDependency, match=r"has no CUDAExecutionProvider: .*distilqa\[gpu\]"):
+        open_engine(alone, unverified=True)
 
 
 def test_an_unverified_variant_is_refused(gpu_bundle: Path) -> None:

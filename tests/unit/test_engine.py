@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,13 @@ def test_one_onnxruntime(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 def test_both_onnxruntimes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", installed("onnxruntime", "onnxruntime-gpu"))
     with pytest.raises(MissingDependency, match=r"pip uninstall -y onnxruntime onnxruntime-gpu && pip install "):
+        Engine(Bundle.open(bundle))
+
+
+def test_the_rest_of_two_onnxruntimes(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which one was uninstalled, and took files of the other with it."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
+    with pytest.raises(MissingDependency, match=r"is damaged: pip uninstall -y onnxruntime onnxruntime-gpu && pip"):
         Engine(Bundle.open(bundle))
 
 

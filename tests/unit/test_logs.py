@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -57,6 +58,16 @@ def test_console(pipe: tuple[int, int]) -> None:
     assert re.fullmatch(r'\S+Z INFO Answer request_id="a b\\n" windows=3 caller=é', lines[0])
     assert re.fullmatch(r"\S+Z ERROR failed 2 times", lines[1])
     assert (lines[2], lines[-1]) == ("Traceback (most recent call last):", "ValueError: broken")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_process_of_several_is_named(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, form: Literal["json", "console"]
+) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "front-end 3")
+    line = logged(pipe, form=form, level="info").splitlines()[0]
+    named = {"json": '"message": "Answer", "process": "front-end 3"', "console": 'Answer process="front-end 3" request'}
+    assert named[form] in line
 
 
 @pytest.mark.parametrize(("level", "entries"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 1)])
