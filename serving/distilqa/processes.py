@@ -247,11 +247,8 @@ class _Child:
 
     def __init__(self, name: str, begin: Beginning) -> None:
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with (
-            ExitStack() as on_error,
-            other,
-            open(os.memfd_create("distilqa"), "w+b") as beginning,
-        ):  # with a key: no disk
+        # In memory and on no disk, since it may hold a key.
+        with ExitStack() as on_error, other, open(os.memfd_create("distilqa"), "w+b") as beginning:
             on_error.enter_context(own)
             begin = replace(begin, control=other.fileno())
             pickle.dump(begin, beginning)
