@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
@@ -40,11 +41,16 @@ from distilqa_export.trace import trace
 TARGET = Architecture("distilbert", 6, 768, 12, 3072, 30522, 512, 66_364_418)
 
 
+# Transformers opens one model at a time in a process; the others are where real systems have their own.
+_OPENING = threading.Lock()
+
+
 class InProcess:
     """In place of a worker: the system is opened and run here."""
 
     def __init__(self, system: System, threads: int) -> None:
-        self._run = KINDS[system.kind](system.path, threads)
+        with _OPENING:
+            self._run = KINDS[system.kind](system.path, threads)
 
     def __enter__(self) -> InProcess:
         return self
