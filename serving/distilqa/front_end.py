@@ -6,6 +6,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -113,7 +114,7 @@ async def report_growth(counter: Counter[_Key], tell: Callable[[Counter[_Key]], 
         tell_more()
 
 
-class FrontEnd:
+class FrontEnd(ABC):
     """Serves a model, which `_open` gives. `start` it on an event loop, and `stop` it there.
 
     ``certificate`` and ``callers`` are None where all is plain and anybody may call. ``counts`` and ``own`` are those
@@ -169,8 +170,9 @@ class FrontEnd:
         await self._tell_health()
         self._keep(report_growth(self.calls.outcomes, self._tell, self._tell_s))
 
+    @abstractmethod
     async def _open(self) -> Model:
-        raise NotImplementedError
+        """The model that is to be served; until it is there, calls wait for nothing and end as UNAVAILABLE."""
 
     def _serve(self, model: Model) -> None:
         settings = self._settings
