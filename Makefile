@@ -9,7 +9,7 @@ BENCH_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup serve test lint bundle bench bench-full protos
+.PHONY: setup serve test lint bundle bench bench-full protos emulators
 
 setup: $(READY)
 
@@ -44,3 +44,7 @@ bench-full: setup
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 	    protos/distilqa_protos/v1/question_answering.proto
+
+# What the tests on other kinds of processor need; without it they are skipped.
+emulators: setup
+	@tests/emulated/prepare $(BIN)/python $(PIP_FLAGS)
