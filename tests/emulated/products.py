@@ -96,7 +96,7 @@ def _product(inputs: Sequence[str], number: int) -> onnx.NodeProto:
 
 
 def in_pairs(numbers: Array, most: int) -> Array:
-    """(..., rows, columns) numbers with the second of every two rows cut, so that of one sign they add up to ``most``."""
+    """(..., rows, columns) numbers, the second of every two rows cut so that those of one sign add up to ``most``."""
     limited = numbers.astype(np.int64)
     first, second = limited[..., :-1:2, :], limited[..., 1::2, :]
     second[:] = np.clip(second, -most - np.minimum(first, 0), most - np.maximum(first, 0))
