@@ -1,4 +1,4 @@
-"""Kinds of processor that this machine need not have: qemu-user runs a Python on them, one program at a time."""
+"""Kinds of processor that this machine need not have: qemu-user runs Python programs on them."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 @pytest.fixture(scope="session")
 def cases(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Cases:
     folder = tmp_path_factory.mktemp("cases")
-    model = onnx.load(bundle / f"{INT8}.onnx")
+    _, variant = Bundle.open(bundle).variant(INT8)
+    model = onnx.load(bundle / variant.file)
     made = {
         "broken": BROKEN,
         "own-weights": products.of_weights(model),
@@ -82,7 +83,7 @@ def cases(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Cases:
     watched = products.write_watched(model, models["watched"])
     ids = json.loads((bundle / SELF_TEST).read_text())["inputs"][0]
     for length in TOKENS:
-        models[f"logits-{length}"] = bundle / f"{INT8}.onnx"
+        models[f"logits-{length}"] = bundle / variant.file
         feeds[f"logits-{length}"] = {"input_ids": np.array([ids[: length - 1] + ids[-1:]], np.int64)}
     feeds["watched"] = feeds[f"logits-{TOKENS[-1]}"]
     for case, values in feeds.items():
