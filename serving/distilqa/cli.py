@@ -278,9 +278,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             "operators": operators,
         }
         shown |= {f"in fp32: {name}": f"logit error {error:.2g}" for name, error in variant.fp32_matmuls.items()}
-        if name in usable:
-            shown["can be used on this machine"] = usable[name]
-        for measure, text in shown.items():
+        for measure, text in (usable.get(name, {}) | shown).items():
             print(f"  {measure:42}{text}")
     for use, questions in manifest.data.items():
         print(f"{use} on {questions}")
@@ -290,8 +288,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _usable(bundle: Bundle) -> dict[str, str]:
-    """Whether each variant can be used here, as far as can be told without running it; none where nothing runs any."""
+def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """Of each variant, whether it can be used here, as far as its probe tells; of none where there is no runtime."""
     from distilqa.cuda_runtime import load_runtime
     from distilqa.engine import import_onnxruntime, problem_here
 
@@ -307,7 +305,7 @@ def _usable(bundle: Bundle) -> dict[str, str]:
                 load_runtime()
         except MissingDependency as error:
             problem = str(error)
-        found[name] = f"no: {problem}" if problem else "yes"
+        found[name] = {"can be used on this machine": f"no: {problem}" if problem else "yes"}
     return found
 
 
