@@ -52,6 +52,16 @@ def test_a_report_says_when_and_where_and_with_what() -> None:
     assert "| measure |" not in text, "nothing was asked of cost"
 
 
+def test_a_report_says_which_stock_recipes_it_compares_with() -> None:
+    """Results of before say nothing of it."""
+    measured = results({"cost": part(COST)})
+    assert "7 bits" not in report(measured)
+    measured["environment"]["int8_products"] = "do not saturate"
+    assert "7 bits" not in report(measured)
+    measured["environment"]["int8_products"] = "saturate"
+    assert "stock int8 recipes would be wrong here, so they have weights of 7 bits" in report(measured)
+
+
 def test_a_contended_machine_is_said() -> None:
     assert "contended" not in summary(results({"cost": part(COST)}))
     told = summary(results({"cost": part(COST, contended=True)}))
