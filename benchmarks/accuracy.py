@@ -35,11 +35,12 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import create_calibrator
 
 from benchmarks import models
-from benchmarks.environment import machine
+from benchmarks.environment import STOCK_WEIGHTS, machine
 from benchmarks.systems import onnxruntime
 from benchmarks.tables import table
 from distilqa.engine import open_session, usable_cores
 from distilqa.evaluation import Evaluation, Question, read_questions
+from distilqa.processor import read_processor
 from distilqa.progress import ProgressBar
 from distilqa.windows import Int64, Tokenized, Windower
 from distilqa_export import samples
@@ -139,10 +140,14 @@ def main() -> None:
 
 
 def stock_recipes(workshop: Workshop) -> dict[str, Make]:
-    """ONNX Runtime's own quantisation, int8 weights with a scale a column; the answer head stays fp32."""
+    """ONNX Runtime's own quantisation, int8 weights with a scale a column; the answer head stays fp32.
+
+    The weights are of 7 bits where the sums of 8-bit products saturate.
+    """
+    reduced = read_processor().saturates
 
     def dynamic(path: Path) -> None:
-        quantize_dynamic(workshop.traced, path, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(workshop.traced, path, per_channel=True, weight_type=QuantType.QInt8, reduce_range=reduced)
 
     def static(path: Path) -> None:
         quantize_static(
@@ -152,6 +157,7 @@ def stock_recipes(workshop: Workshop) -> dict[str, Make]:
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
+            reduce_range=reduced,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[node.name for node in ir.load(workshop.fused).graph if node.op_type == "MatMul"][-1:],
@@ -301,7 +307,7 @@ def report(found: Mapping[str, Evaluation], sizes: Mapping[str, int], times: Map
         rows.append([name, f"{one.exact_match:.2f}", f"{one.f1:.2f}", lost, moved, size, spent])
     head = ("", "exact match", "F1", "F1 lost (95 % interval)", "answers elsewhere", "MB", "time of a run")
     setting = f"{machine()}, {len(fp32.questions):,} questions"
-    return f"{setting}\n\n{table(head, rows)}"
+    return "\n\n".join([setting, *([STOCK_WEIGHTS] if read_processor().saturates else []), table(head, rows)])
 
 
 if __name__ == "__main__":

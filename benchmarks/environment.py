@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from benchmarks.load.processes import tree_cpu_s
 from distilqa.engine import runtime_package, usable_cores
+from distilqa.processor import read_processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,19 +32,22 @@ _PACKAGES = (
     "grpcio",
 )
 
-# Of the processor's features, those that matmuls are chosen by.
-_FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx_vnni_int8", "avx512_bf16", "avx512_fp16",
-             "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2")  # fmt: skip
+# What a report says of what it compares with, where 8-bit products saturate.
+STOCK_WEIGHTS = (
+    "8-bit products saturate on this processor, which has AVX2 without VNNI. The stock int8 recipes would be wrong"
+    " here, so they have weights of 7 bits (`reduce_range`, NNCF's `overflow_fix`)."
+)
 
 
 def environment() -> dict[str, object]:
     """All that there is to say, for JSON."""
     from benchmarks.systems import PYTORCH_ALLOCATOR
-    from distilqa_export.speed import processor
 
+    processor = read_processor()
     return {
-        "cpu": processor(),
-        "features": features(),
+        "cpu": processor.model,
+        "features": list(processor.features),
+        "int8_products": "saturate" if processor.saturates else "do not saturate",
         "cores": usable_cores(),
         "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6),
         "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
@@ -70,10 +74,8 @@ def device(environment: Mapping[str, Any]) -> str:
 
 def machine() -> str:
     """The processor, its cores, and ONNX Runtime, in a line."""
-    from distilqa_export.speed import processor
-
     runtime = runtime_package()
-    return f"{processor()}, {usable_cores()} cores, {runtime} {packages()[runtime]}"
+    return f"{read_processor()}, {usable_cores()} cores, {runtime} {packages()[runtime]}"
 
 
 def packages() -> dict[str, str]:
@@ -85,13 +87,6 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Those of the processor's features that matmuls are chosen by, as Linux names them."""
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return [name for name in _FEATURES if name in flags]
 
 
 def commit() -> str:

@@ -1,11 +1,11 @@
 """How fast one run of the model is, by length and by windows in it, against what else runs it on a CPU.
 
 The systems open the same checkpoint: the variants of a bundle; the plain export in ONNX Runtime as that opens it by
-default; the stock int8 recipes, optimum's and ONNX Runtime's own; OpenVINO with the plain export in fp32 (left out of a
-quick run) and with int8 by NNCF, the rest in bf16 where the processor has that, or in fp32. What comes from the plain
-export asks for an attention mask and gets one that masks nothing; the bundle's variants have none. Beside them run bare
-products of the processor, in 8 bits and in fp32. The variants and the bare products are in huge pages, as the server
-has its model; the others are as their libraries open them.
+default; the stock int8 recipes that are right on this processor, optimum's and ONNX Runtime's own; OpenVINO with the
+plain export in fp32 (left out of a quick run) and with int8 by NNCF, the rest in bf16 where the processor has that, or
+in fp32. What comes from the plain export asks for an attention mask and gets one that masks nothing; the bundle's
+variants have none. Beside them run bare products of the processor, in 8 bits and in fp32. The variants and the bare
+products are in huge pages, as the server has its model; the others are as their libraries open them.
 """
 
 from __future__ import annotations
@@ -194,7 +194,8 @@ _SPENT = """\
 These are the times above, shared out as a profile of each system is, which is taken once, on its own. `cpu-int8` and
 optimum's model multiply by weights in the same kernels of ONNX Runtime, so that what one can gain on the other lies
 elsewhere; optimum's rounds within those products. OpenVINO's products hold rounding and Gelu too (a dash: it has no
-operator of its own), and what is not int8 may run in bf16, in which ONNX Runtime runs nothing on x86."""
+operator of its own), and what is not int8 runs in bf16 where the processor has that, in which ONNX Runtime runs nothing
+here."""
 
 
 def _spent(shape: str, raced: Raced, by_system: Mapping[str, Mapping[str, float]]) -> str:

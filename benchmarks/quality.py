@@ -4,6 +4,7 @@ The stand-in at the target's shape gives the shipped checkpoint's answers at twi
 that is judged, unless a checkpoint was given. Every question is answered alone, and then its windows run together with
 others of their length, up to eight in a run: without padding, so that nothing but company is another. The bundle is
 what the exporter makes before its gate would keep matmuls in fp32; OpenVINO's model is calibrated on the same texts.
+The stock recipes are those that are right on this processor.
 Intervals of F1 are paired bootstraps over passages.
 """
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks import GPU_PARTS, PARTS
-from benchmarks.environment import device
+from benchmarks.environment import STOCK_WEIGHTS, device
 from benchmarks.plots import PLOTS
 from benchmarks.race import Raced, unsteadiness
 from benchmarks.results import STORED, Part, Results
@@ -21,6 +21,9 @@ MODULES = {name: import_module(f"benchmarks.{name}") for name in PARTS} | {
 
 # Of answers, which have no times that others could spoil.
 _UNTIMED = ("quality", "answers")
+
+# That compare with what stock int8 recipes make.
+_STOCK = {"kernels", "quality"}
 
 # The layers and the width of the model that figures were asked of.
 _TARGET_SHAPE = (6, 768)
@@ -46,6 +49,7 @@ def report(results: Results) -> str:
         "Ratios are medians over rounds in which the contenders took turns; in brackets is the middle half of the "
         f"rounds, which is no confidence interval. Ratios decide, times inform. Every sample is in `{STORED}`.",
         _measured(results["setting"], gpu="gpu" in environment),
+        *([STOCK_WEIGHTS] if environment.get("int8_products") == "saturate" and parts.keys() & _STOCK else []),
         summary(results),
     ]
     for name, module in MODULES.items():

@@ -76,7 +76,8 @@ def open_folder(folder: Path | None, begun: Results) -> Path:
 
 def _todays_folders(device: str) -> Iterator[Path]:
     """Where results of that processor or GPU and this day may be."""
-    model = re.sub(r"\W+", "-", re.sub(r"\(\w+\)", "", device)).strip("-").lower()
+    short = re.sub(r"\(\w+\)|\b(CPU|Processor|\d+-Core)\b|@ [\d.]+GHz", "", device)
+    model = re.sub(r"\W+", "-", short).strip("-").lower()
     name = f"{model}-{datetime.now(UTC):%Y-%m-%d}"
     yield RESULTS / name
     yield from (RESULTS / f"{name}-{number}" for number in itertools.count(2))

@@ -140,7 +140,7 @@ def _products(left_type: Any, weight_type: Any, weights: int, threads: int) -> R
 
     rows, depth, columns = MATMUL
     chance = np.random.default_rng(0)
-    left = chance.integers(0, 127, (rows, depth)).astype(left_type)
+    left = chance.integers(0, 127, (rows, depth)).astype(left_type)  # two products fit 16 bits, on any processor
     whole = weight_type == np.int8
     given = ir.Value(name="left", type=ir.TensorType(ir.DataType.from_numpy(left.dtype)), shape=ir.Shape(left.shape))
     constants = []

@@ -76,7 +76,7 @@ Exact match and F1 by SQuAD v1.1's metric, answers of up to {MAX_ANSWER_TOKENS} 
 {_scores(manifest)}
 {_against_fp32(manifest)}
 ## Technical data
-Measured at export, on one machine ({manifest.processor}):
+Measured at export, all on one machine, {manifest.processor}:
 
 | variant | size | what was measured |
 |---|---|---|

@@ -39,6 +39,7 @@ from distilqa.cuda import open_cuda_session
 from distilqa.engine import open_session, runtime_package, usable_cores
 from distilqa.errors import InvalidRequest
 from distilqa.evaluation import Question, shown_id
+from distilqa.processor import read_processor
 from distilqa.reader import Reader
 from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
@@ -52,7 +53,7 @@ from distilqa_export.gate import Judged, Released, judge, release, release_packe
 from distilqa_export.probe import saturation_probe
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import METHOD, Quantizer
-from distilqa_export.speed import processor, side_by_side
+from distilqa_export.speed import side_by_side
 from distilqa_export.trace import trace
 
 _FP32, _INT8 = "cpu-fp32", "cpu-int8"
@@ -271,7 +272,7 @@ def _write_manifest(folder: Path, loaded: Checkpoint, variants: dict[str, Varian
         variants=variants,
         data=data,
         tools={name: version(name) for name in (*_TOOLS, runtime_package())},
-        processor=processor(),
+        processor=str(read_processor()),
         files={},
     )
     files = {path.name: describe(path) for path in sorted(folder.iterdir())}

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from distilqa.windows import Int64
 from distilqa_export.check import Run
-
-_CPUINFO = Path("/proc/cpuinfo")
-
-
-def processor() -> str:
-    """The name of the processor, as Linux knows it."""
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def side_by_side(runs: Mapping[str, Run], windows: Sequence[Int64], rounds: int) -> dict[str, list[float]]:

@@ -22,6 +22,7 @@ from distilqa.errors import (
     SettingsError,
     Unauthenticated,
     Unavailable,
+    VariantUnusable,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ __all__ = [
     "SettingsError",
     "Unauthenticated",
     "Unavailable",
+    "VariantUnusable",
 ]
 
 # Loaded when first used: a client does not need the reader's packages, nor the reader the client's.

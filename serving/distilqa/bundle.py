@@ -130,8 +130,8 @@ class File:
 class Manifest:
     """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for.
 
-    ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on; ``processor`` names
-    the one that they ran on.
+    ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on; ``processor`` is
+    the one that they ran on, as `distilqa.processor` tells it.
     """
 
     name: str

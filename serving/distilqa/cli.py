@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args, get_origin
 
 from distilqa.answer import Answer
 from distilqa.bundle import GPU_VARIANTS, VARIANTS, Bundle
-from distilqa.errors import DeadlineExceeded, DistilqaError, InvalidRequest, MissingDependency
+from distilqa.errors import DeadlineExceeded, DistilqaError, InvalidRequest, MissingDependency, VariantUnusable
+from distilqa.processor import read_processor
 
 if TYPE_CHECKING:
     from distilqa.evaluation import Evaluation, Question
@@ -197,7 +198,7 @@ def _add_ask(commands: _Commands) -> None:
         "--root-certificates", type=Path, metavar="FILE",
         help="encrypt, and trust the certificates in this PEM file (default: the authorities that gRPC knows)",
     )  # fmt: skip
-    ask.add_argument("--variant", help="which variant of the bundle (default: the fastest)")
+    ask.add_argument("--variant", help="which variant of the bundle (default: the fastest that can be used here)")
     ask.add_argument("--top-k", type=int, default=1, help="how many answers (default 1)")
     ask.add_argument("--max-answer-tokens", type=int, default=15, help="longest answer, in tokens (default 15)")
     ask.add_argument("--doc-stride", type=int, help="overlap of the windows over a long passage (default 128)")
@@ -266,6 +267,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print(f"  window        {manifest.window_tokens} tokens")
     print(f"  made with     {', '.join(f'{tool} {number}' for tool, number in manifest.tools.items())}")
     print(f"  made on       {manifest.processor}")
+    print(f"  this machine  {read_processor()}")
+    usable = _usable(bundle)
     for name, variant in manifest.variants.items():
         print(f"variant {name} ({variant.precision}{'' if variant.verified else ', unverified'})")
         operators = ", ".join(f"{count} {op}" for op, count in variant.operators.items())
@@ -275,7 +278,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
             "operators": operators,
         }
         shown |= {f"in fp32: {name}": f"logit error {error:.2g}" for name, error in variant.fp32_matmuls.items()}
-        for measure, text in shown.items():
+        for measure, text in (usable.get(name, {}) | shown).items():
             print(f"  {measure:42}{text}")
     for use, questions in manifest.data.items():
         print(f"{use} on {questions}")
@@ -283,6 +286,27 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for name, file in manifest.files.items():
         print(f"  {name:16}{file.bytes:>12,}  {file.sha256}")
     return 0
+
+
+def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """Of each variant, whether it can be used here, as far as its probe tells; of none where there is no runtime."""
+    from distilqa.cuda_runtime import load_runtime
+    from distilqa.engine import import_onnxruntime, problem_here
+
+    try:
+        import_onnxruntime()
+    except MissingDependency:
+        return {}
+    found = {}
+    for name in bundle.manifest.variants:
+        try:
+            problem = problem_here(bundle, name)
+            if name in GPU_VARIANTS:
+                load_runtime()
+        except MissingDependency as error:
+            problem = str(error)
+        found[name] = {"can be used on this machine": f"no: {problem}" if problem else "yes"}
+    return found
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -302,7 +326,17 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.predictions:
         _check_writable("--predictions", arguments.predictions)
     # All before the first is measured: what cannot be used here is better found now than after minutes.
-    readers = {variant: Reader(arguments.bundle, variant, threads=1, unverified=True) for variant in variants}
+    readers: dict[str, Reader] = {}
+    left_out: list[str] = []
+    for variant in variants:
+        try:
+            readers[variant] = Reader(arguments.bundle, variant, threads=1, unverified=True)
+        except VariantUnusable as error:
+            left_out.append(str(error))
+    if not readers:
+        raise VariantUnusable(left_out[0])
+    for problem in left_out:
+        print(f"left out: {problem}", file=sys.stderr)
     results = {}
     for variant, reader in readers.items():
         found = _measure(reader, questions)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import json
+import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distilqa.bundle import GPU_VARIANTS, INT8_PROBE, SELF_TEST, VARIANTS, Bundle, Variant
-from distilqa.errors import BundleError, InferenceFailed, MissingDependency
+from distilqa.errors import BundleError, InferenceFailed, MissingDependency, VariantUnusable
 from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64
 
@@ -46,6 +47,8 @@ SPIN_US = 1000
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 _INSTALL = "pip install 'distilqa[cpu]'"
 
+logger = logging.getLogger(__name__)
+
 
 def open_engine(
     bundle: Bundle, variant: str | None = None, *, unverified: bool = False, objective_s: float = OBJECTIVE_S,
@@ -53,8 +56,9 @@ def open_engine(
 ) -> Engine:  # fmt: skip
     """The engine for a variant of a bundle: the one for a GPU, or for the CPU, which takes the ``options``.
 
-    ``unverified`` allows a variant that was never run on the kind of device that it is for. Raises BundleError and
-    MissingDependency as they do.
+    Where no variant is named and this processor computes the fastest wrongly, it is the next, and a warning in the log
+    of this module says so. ``unverified`` allows a variant that was never run on the kind of device that it is for.
+    Raises BundleError, VariantUnusable and MissingDependency as they do.
     """
     # One for a GPU alone: that says what is missing here.
     name, description = bundle.variant(variant, (*usable_variants(), *GPU_VARIANTS))
@@ -67,7 +71,27 @@ def open_engine(
         from distilqa.cuda import CudaEngine  # which is made of what is here
 
         return CudaEngine(bundle, name, objective_s=objective_s)
-    return Engine(bundle, name, **options)
+    if variant is not None:
+        return Engine(bundle, name, **options)
+    return _open_usable(bundle, [one for one in VARIANTS if one in bundle.manifest.variants], options)
+
+
+def _open_usable(bundle: Bundle, names: Sequence[str], options: Mapping[str, Any]) -> Engine:
+    """The engine for the first of these variants that this processor computes rightly; damage is no reason for another.
+
+    Raises as `Engine` does, for the first of them where none can be used.
+    """
+    problem = ""  # the error itself would keep its model in memory
+    for name in names:
+        try:
+            engine = Engine(bundle, name, **options)
+        except VariantUnusable as error:
+            problem = problem or str(error)
+        else:
+            if problem:
+                logger.warning("%s. %s is used instead; --variant %s asks for it by name", problem, name, name)
+            return engine
+    raise VariantUnusable(problem)
 
 
 def usable_variants() -> Sequence[str]:
@@ -82,8 +106,9 @@ class Engine:
     ``threads`` is how many cores one run uses, by default all that this process may use. ``concurrent`` is for many
     runs at once: each uses one core, and one that is `alone` uses them all. ``token_s`` is how many seconds a token
     took in runs of full length, with as many under way as may be. The constructor verifies the files and runs the
-    bundle's self-test; it raises BundleError if a file is damaged or the model gives other logits here than where the
-    bundle was made, MissingDependency if ONNX Runtime is missing or doubly installed.
+    bundle's self-test; it raises BundleError if a file is damaged, VariantUnusable if this processor multiplies 8-bit
+    numbers otherwise or the model gives other logits here than where the bundle was made, MissingDependency if ONNX
+    Runtime is missing or doubly installed.
 
     ``lanes`` is how many runs it takes at once. Windows of one length may share a run, up to 64 tokens, and of any
     lengths where it has a ``budget`` of tokens.
@@ -97,8 +122,11 @@ class Engine:
         self.bundle = bundle
         self.variant, description = bundle.variant(variant)
         self.threads = self.lanes = threads or usable_cores()
-        if description.precision == "int8":
-            self._probe_int8()
+        if problem := problem_here(bundle, self.variant):
+            raise VariantUnusable(
+                f"{bundle.path}: {self.variant} cannot be used on this processor: {problem}. Export the checkpoint"
+                " again, or use another variant (--variant)"
+            )
         model = bundle.verified(description.file)
         # Threads belong to a session. A second one takes its weights again, but sharing all cores between runs costs a
         # tenth of the throughput, and a run on one core of two takes 1.7 times as long.
@@ -128,15 +156,6 @@ class Engine:
             raise InferenceFailed(f"the model failed on {len(windows[0])} tokens ({error!r:.200})") from error
         return list(zip(start, end, strict=True))
 
-    def _probe_int8(self) -> None:
-        """Refuse a processor whose 8-bit products saturate (x86 without VNNI): logits would be only a little wrong."""
-        product, expected = open_session(self.bundle.verified(INT8_PROBE), threads=1).run(["product", "expected"], {})
-        if not np.array_equal(product, expected):
-            raise BundleError(
-                f"{self.bundle.path}: {self.variant} cannot be used on this processor: its 8-bit products saturate"
-                f" ({product.flat[0]:g} instead of {expected.flat[0]:g}; x86 without VNNI). Use an fp32 variant"
-            )
-
     def _self_test(self, variant: Variant) -> None:
         content = self.bundle.verified(SELF_TEST).read_bytes()
         try:
@@ -153,11 +172,11 @@ class Engine:
             raise BundleError(f"{self.bundle.path}: {self.variant} has no room for window_tokens: {error}") from error
         for difference in differences:
             if not difference <= variant.tolerance:
-                raise BundleError(
+                raise VariantUnusable(
                     f"{self.bundle.path}: the self-test of {self.variant} failed: logits differ by {difference:.3g}"
                     f" from those of the machine that made the bundle ({variant.tolerance:.3g} is allowed). It is"
                     f" another model than was checked, or this processor computes it wrongly; export it here, or use"
-                    f" another variant"
+                    f" another variant (--variant)"
                 )
 
     def _warm(self) -> None:
@@ -185,6 +204,24 @@ class Engine:
             for ids, logits in zip(test["inputs"], test["logits"][self.variant], strict=True)
             for alone in self._ways
         ]
+
+
+def problem_here(bundle: Bundle, variant: str) -> str:
+    """Why this processor cannot run a variant for CPUs, as far as can be told at once; empty where it seems to.
+
+    Where 8-bit products saturate the logits of an int8 variant are only a little wrong, so its probe tries just those.
+    Raises BundleError if the probe is damaged, and MissingDependency.
+    """
+    if bundle.manifest.variants[variant].precision != "int8":
+        return ""
+    probe = bundle.verified(INT8_PROBE)
+    session = open_session(probe, threads=1)
+    try:
+        product, expected = session.run(["product", "expected"], {})
+        wrong = [pair for pair in zip(product.flat, expected.flat, strict=True) if pair[0] != pair[1]]
+    except Exception as error:  # ONNX Runtime's own kinds share no base
+        raise BundleError(f"{probe}: cannot be run ({error!r:.200})") from error
+    return "its 8-bit products saturate ({:.0f} instead of {:.0f}; x86 without VNNI)".format(*wrong[0]) if wrong else ""
 
 
 def open_session(

@@ -10,6 +10,7 @@
     ├── Unavailable         UNAVAILABLE          not ready, draining, or out of reach
     ├── InferenceFailed     INTERNAL             the model failed on this entry
     ├── BundleError                              a bundle is missing, damaged, too new, or wrong on this machine
+    │   └── VariantUnusable                      this machine computes a variant of a bundle wrongly
     ├── DatasetError                             a file of questions is not SQuAD v1.1, or one cannot be answered
     ├── SettingsError                            a setting, or a file that it names, is not as it must be
     ├── MissingDependency                        an extra is not installed, or two that conflict are
@@ -92,6 +93,10 @@ class InferenceFailed(DistilqaError):
 
 class BundleError(DistilqaError):
     """A bundle is missing, damaged, of a newer schema, or gives other logits on this machine than when it was made."""
+
+
+class VariantUnusable(BundleError):
+    """A variant is as the manifest says, and can be run, but this machine gets other numbers than it should."""
 
 
 class DatasetError(DistilqaError):

@@ -17,10 +17,12 @@ from distilqa.windows import Windower
 class Reader:
     """Answers questions from passages with one variant of a bundle.
 
-    ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest. ``threads`` is how
-    many cores a question uses, by default all that this process may use. ``unverified`` allows a variant for a GPU that
-    was made without one. One Reader can be used from several threads.
-    Raises BundleError and MissingDependency as `distilqa.engine.Engine` does, InvalidRequest for impossible threads.
+    ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest that can be used here,
+    which ``engine.variant`` tells: a warning in the log of `distilqa.engine` says where that is not the fastest there
+    is. ``threads`` is how many cores a question uses, by default all that this process may use. ``unverified`` allows a
+    variant for a GPU that was made without one. One Reader can be used from several threads.
+    Raises BundleError, VariantUnusable for a variant that was named or where there is no other, and MissingDependency
+    as `distilqa.engine.Engine` does, InvalidRequest for impossible threads.
 
     >>> reader = Reader("bundle")
     >>> reader.answer("What does the fox jump over?", "The quick brown fox jumps over the lazy dog.")

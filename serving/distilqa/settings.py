@@ -52,7 +52,7 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: Path = Field(description="directory of the bundle to serve")
-    variant: str | None = Field(None, description="variant of the bundle; by default the fastest for this machine")
+    variant: str | None = Field(None, description="variant of the bundle; by default the fastest that can be used here")
     unverified: Literal["refuse", "allow"] = Field(
         "refuse", description="whether to serve a variant for a GPU that was made without one"
     )

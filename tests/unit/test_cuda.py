@@ -20,7 +20,7 @@ from distilqa.bundle import Bundle
 from distilqa.cuda import CudaEngine, DeviceLost, Run
 from distilqa.cuda_lane import Lane
 from distilqa.engine import Engine, open_engine, open_session
-from distilqa.errors import BundleError, InferenceFailed, MissingDependency
+from distilqa.errors import BundleError, InferenceFailed, MissingDependency, VariantUnusable
 from distilqa.reader import Reader
 from distilqa_export.checkpoint import load_checkpoint
 from distilqa_export.fuse import fuse
@@ -242,6 +242,18 @@ def test_it_is_the_first_choice_where_a_gpu_may_be(gpu_bundle: Path, monkeypatch
     with pytest.raises(MissingDependency, match="no NVIDIA driver"):
         Reader(gpu_bundle, unverified=True)
     assert Reader(gpu_bundle, "cpu-fp32").engine.variant == "cpu-fp32"
+
+
+def test_no_other_takes_its_place_where_the_gpu_computes_it_wrongly(
+    gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any, **__: Any) -> None:
+        raise VariantUnusable("logits differ")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("distilqa.cuda.CudaEngine", wrong)
+    with pytest.raises(VariantUnusable, match="logits differ"):
+        Reader(gpu_bundle, unverified=True)
 
 
 def test_where_none_can_be_it_is_none(gpu_bundle: Path) -> None:

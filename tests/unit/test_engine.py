@@ -22,19 +22,22 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from tests.bundles import let_products_saturate, replace_file
 from tokenizers import Tokenizer
 
-from distilqa.bundle import INT8_PROBE, MANIFEST, SELF_TEST, VARIANTS, Bundle, describe
+from distilqa.bundle import INT8_PROBE, MANIFEST, SELF_TEST, VARIANTS, Bundle
 from distilqa.engine import (
     SHARED_RUN_WINDOWS,
     Engine,
     _cgroup_quota,
     import_onnxruntime,
+    open_engine,
+    problem_here,
     run_session,
     token_types,
     usable_cores,
 )
-from distilqa.errors import BundleError, MissingDependency
+from distilqa.errors import BundleError, MissingDependency, VariantUnusable
 from distilqa.spans import Float32
 from distilqa.windows import Int64, Windower
 
@@ -45,16 +48,6 @@ CLS, SEP = 101, 102
 def copy(bundle: Path, tmp_path: Path) -> Path:
     """A copy of the bundle, made of links to its files: replace them, never write into them."""
     return Path(shutil.copytree(bundle, tmp_path / "bundle", copy_function=os.link))
-
-
-def replace_file(bundle: Path, name: str, content: bytes, *, listed: bool) -> None:
-    """Replace a file of a copied bundle, and with ``listed`` its size and digest in the manifest."""
-    (bundle / name).unlink()
-    (bundle / name).write_bytes(content)
-    if listed:
-        manifest = Bundle.open(bundle).manifest
-        files = {**manifest.files, name: describe(bundle / name)}
-        replace_file(bundle, MANIFEST, replace(manifest, files=files).to_json().encode(), listed=False)
 
 
 def windows_of(length: int, count: int) -> list[Int64]:
@@ -177,32 +170,93 @@ def test_self_test_refuses_other_weights(
     (weights,) = (tensor for tensor in model.graph.initializer if "position_embeddings" in tensor.name)
     weights.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weights)), weights.name))
     replace_file(copy, f"{variant}.onnx", model.SerializeToString(), listed=True)
-    with pytest.raises(BundleError, match=f"the self-test of {variant} failed") as caught:
+    with pytest.raises(VariantUnusable, match=f"the self-test of {variant} failed") as caught:
         Engine(Bundle.open(copy), variant)
     assert str(copy) in str(caught.value)
 
 
-def saturating(a: npt.NDArray[np.uint8], b: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
-    """The product as x86 without VNNI computes it: pairs of products are added in 16 bits."""
-    pairs = a[:, :, None].astype(np.int32) * b[None].astype(np.int32)
-    sums: npt.NDArray[np.int32] = np.clip(pairs[:, 0::2] + pairs[:, 1::2], -32768, 32767)
-    return np.array(sums.sum(axis=1), dtype=np.float32)
+def let_self_test_fail(copy: Path, *variants: str) -> None:
+    """Have it expect other logits of some variants."""
+    test = json.loads((copy / SELF_TEST).read_text(encoding="utf-8"))
+    for variant in variants:
+        test["logits"][variant][0][0][7] += 10
+    replace_file(copy, SELF_TEST, json.dumps(test).encode(), listed=True)
+
+
+def without_variant(copy: Path, name: str) -> Bundle:
+    bundle = Bundle.open(copy)
+    variants = {one: variant for one, variant in bundle.manifest.variants.items() if one != name}
+    return Bundle(bundle.path, replace(bundle.manifest, variants=variants))
 
 
 def test_a_processor_whose_products_saturate_is_refused(copy: Path) -> None:
-    """Swap the probe's outcomes: then this processor is the one that is off, by just what saturation does."""
-    probe = onnx.load(copy / INT8_PROBE)
-    tensors = {tensor.name: tensor for tensor in probe.graph.initializer}
-    a, b, expected = (numpy_helper.to_array(tensors[name]) for name in ("a", "b", "expected_product"))
-    assert (a.astype(np.float32) @ b.astype(np.float32) == expected).all()
-    saturated = saturating(a, b)
-    assert (saturated != expected).all()
-    tensors["expected_product"].CopyFrom(numpy_helper.from_array(saturated, "expected_product"))
-    replace_file(copy, INT8_PROBE, probe.SerializeToString(), listed=True)
-    with pytest.raises(BundleError, match="its 8-bit products saturate") as caught:
+    """Before the model is even read."""
+    let_products_saturate(copy)
+    replace_file(copy, "cpu-int8.onnx", b"", listed=False)
+    with pytest.raises(VariantUnusable, match="its 8-bit products saturate") as caught:
         Engine(Bundle.open(copy), "cpu-int8")
     assert "cpu-int8" in str(caught.value)
     Engine(Bundle.open(copy), "cpu-fp32")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (let_products_saturate, "its 8-bit products saturate"),
+        (lambda copy: let_self_test_fail(copy, "cpu-int8"), "the self-test of cpu-int8 failed"),
+    ],
+    ids=["probe", "self-test"],
+)
+def test_where_the_fastest_cannot_be_used_the_next_is(
+    copy: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None], problem: str
+) -> None:
+    """One line says so; but one that was named, or has no other beside it, is never replaced."""
+    spoil(copy)
+    assert open_engine(Bundle.open(copy)).variant == "cpu-fp32"
+    (entry,) = caplog.records
+    assert (entry.levelname, entry.getMessage().count("\n")) == ("WARNING", 0)
+    assert problem in entry.getMessage()
+    assert entry.getMessage().endswith("cpu-fp32 is used instead; --variant cpu-fp32 asks for it by name")
+    caplog.clear()
+    assert open_engine(Bundle.open(copy), "cpu-fp32").variant == "cpu-fp32"
+    with pytest.raises(VariantUnusable, match=problem):
+        open_engine(Bundle.open(copy), "cpu-int8")
+    with pytest.raises(VariantUnusable, match=problem):
+        open_engine(without_variant(copy, "cpu-fp32"))
+    assert not caplog.records
+
+
+def test_where_none_can_be_used_the_fastest_says_why(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    let_self_test_fail(copy, *VARIANTS)
+    with pytest.raises(VariantUnusable, match="the self-test of cpu-int8 failed"):
+        open_engine(Bundle.open(copy))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["cpu-int8.onnx", INT8_PROBE])
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_damage_is_no_reason_for_another_variant(copy: Path, name: str, content: bytes, listed: bool) -> None:
+    """Nor is a file that ONNX Runtime cannot open."""
+    replace_file(copy, name, content, listed=listed)
+    with pytest.raises(BundleError, match=name) as caught:
+        open_engine(Bundle.open(copy))
+    assert not isinstance(caught.value, VariantUnusable)
+
+
+def test_a_probe_that_tells_nothing_is_damaged(copy: Path) -> None:
+    replace_file(copy, INT8_PROBE, (copy / "cpu-fp32.onnx").read_bytes(), listed=True)
+    with pytest.raises(BundleError, match=f"{INT8_PROBE}: cannot be run") as caught:
+        open_engine(Bundle.open(copy))
+    assert not isinstance(caught.value, VariantUnusable)
+
+
+def test_what_can_be_told_at_once(copy: Path) -> None:
+    assert [problem_here(Bundle.open(copy), name) for name in VARIANTS] == ["", ""]
+    let_products_saturate(copy)
+    problem, none = (problem_here(Bundle.open(copy), name) for name in VARIANTS)
+    assert problem.startswith("its 8-bit products saturate (")
+    assert none == ""
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["start", "end"])

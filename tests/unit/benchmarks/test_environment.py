@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from benchmarks.environment import Watch, environment, features
+from benchmarks.environment import Watch, environment
 from benchmarks.load.processes import tree_cpu_s
 
 # Starts a process that works for a second, says its number, and waits; and leaves it.
@@ -19,21 +18,6 @@ import subprocess, sys
 work = "import os, time\\nwhile time.process_time() < 1: pass\\nprint(os.getpid(), flush=True)\\ntime.sleep(60)"
 subprocess.Popen([sys.executable, "-c", work])
 """
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "found"),
-    [
-        ("model name\t: X\nflags\t\t: fpu avx2 fma avx512_vnni\n", ["avx2", "fma", "avx512_vnni"]),
-        ("Features\t: fp asimd asimddp i8mm\n", ["asimd", "asimddp", "i8mm"]),
-        ("model name\t: X\n", []),
-    ],
-)
-def test_features_are_those_of_either_kind_of_processor(cpuinfo: str, found: list[str], tmp_path: Path) -> None:
-    path = tmp_path / "cpuinfo"
-    path.write_text(cpuinfo)
-    assert features(path) == found
-    assert features(tmp_path / "missing") == []
 
 
 def test_the_environment_can_be_stored_and_is_complete() -> None:

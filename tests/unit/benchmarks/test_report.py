@@ -40,6 +40,8 @@ def results(parts: dict[str, Part], layers: int = 6, **setting: Any) -> Results:
 
 
 COST: dict[str, Any] = {"price_per_s": None, "loads": {}}
+JUDGED = {"swayed": 0, "lost": {"points": 0.2, "low": 0.1, "high": 0.3}, "moved": 0, "exact_match": 1, "f1": 1}
+QUALITY = {"judged": {OURS: JUDGED}, "asked": 500, "bert": {}, "checkpoint": "", "questions": "", "answers": []}
 
 
 def test_a_report_says_when_and_where_and_with_what() -> None:
@@ -60,9 +62,24 @@ def test_a_contended_machine_is_said() -> None:
 
 
 def test_what_has_no_times_is_not_called_contended() -> None:
-    judged: Any = {"swayed": 0, "lost": {"points": 0.2, "low": 0.1, "high": 0.3}, "moved": 0, "exact_match": 1, "f1": 1}
-    quality = {"judged": {OURS: judged}, "asked": 500, "bert": {}, "checkpoint": "", "questions": "", "answers": []}
-    assert "ontended" not in report(results({"quality": part(quality, contended=True)}))
+    assert "ontended" not in report(results({"quality": part(QUALITY, contended=True)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "products", "told"),
+    [
+        ("quality", QUALITY, "saturate", True),
+        ("quality", QUALITY, "do not saturate", False),
+        ("quality", QUALITY, None, False),  # of before
+        ("cost", COST, "saturate", False),
+    ],
+)
+def test_a_report_says_which_stock_recipes_it_compares_with(
+    name: str, found: Any, products: str | None, told: bool
+) -> None:
+    measured = results({name: part(found)})
+    measured["environment"] |= {"int8_products": products} if products else {}
+    assert ("stock int8 recipes would be wrong here, so they have weights of 7 bits" in report(measured)) is told
 
 
 def test_times_that_vary_are_said() -> None:

@@ -49,9 +49,14 @@ def measure_cost(folder: Path, *arguments: str) -> int:
 def test_a_folder_is_of_a_processor_or_a_gpu_and_a_day(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     begun = results.new(Setting())
-    begun["environment"]["cpu"] = "Intel(R) Xeon(R) Processor @ 2.10GHz"
-    folder = results.open_folder(None, begun)
-    assert re.fullmatch(r"intel-xeon-processor-2-10ghz-20\d\d-\d\d-\d\d", folder.name)
+    for cpu, name in (
+        ("Intel(R) Xeon(R) Processor @ 2.10GHz, Sapphire Rapids", "intel-xeon-sapphire-rapids"),
+        ("AMD EPYC 7B13 64-Core Processor, Zen 3", "amd-epyc-7b13-zen-3"),
+        ("Neoverse-N1", "neoverse-n1"),
+    ):
+        begun["environment"]["cpu"] = cpu
+        folder = results.open_folder(None, begun)
+        assert re.fullmatch(rf"{name}-20\d\d-\d\d-\d\d", folder.name)
     begun["environment"]["gpu"] = {"name": "NVIDIA H200"}
     assert results.open_folder(None, begun).name.startswith("nvidia-h200-20")
 

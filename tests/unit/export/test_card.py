@@ -77,7 +77,7 @@ def manifest() -> Manifest:
         },
         data={"evaluation": "mine.json, SHA-256 abc", "calibration": "other.jsonl, SHA-256 def"},
         tools={"onnx": "1.99.9"},
-        processor="some processor",
+        processor="some processor (avx2)",
         files={},
     )
 
@@ -198,7 +198,7 @@ def test_int8_against_fp32(manifest: Manifest, tiny: Checkpoint) -> None:
 
 def test_technical_data(manifest: Manifest, tiny: Checkpoint) -> None:
     technical = section(card_of(manifest, tiny, ""), "Technical data")
-    assert "one machine (some processor)" in technical
+    assert "one machine, some processor (avx2):" in technical
     assert "| cpu-int8 | 23.4 MB | logits differ from fp32's by at most 0.72, " in technical
     assert "| cpu-fp32 | 90.1 MB | logits differ from PyTorch's by at most 2.1e-05, " in technical
     assert "a run of 1x128 on one thread 4.6 ms" in technical
