@@ -10,7 +10,7 @@ and the one scale of a tensor must hold them. All of this is exact in fp32 and c
   are put side by side, to share a scale, and the outliers first, where they can be left out.
 - *Attention.* A key's mean moves all scores of a query alike, which softmax takes out again; a value's mean goes
   through the weighted mean as it is, into the next bias; and queries and keys, values and the output projection, can
-  be scaled against one another.
+  be scaled against one another: so that the queries of all heads reach as far.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from distilqa_export.layers import Layer, Linear, after, constant, layers, opera
 from distilqa_export.rounding import equalizing_factors, lifted
 
 
-def equalize(fused: Path, observed: Mapping[str, Observed]) -> tuple[ir.Model, dict[str, Observed]]:
+def equalize(fused: Path, observed: Mapping[str, Observed], heads: int) -> tuple[ir.Model, dict[str, Observed]]:
     """Return a model with the logits of the saved fused model, and what its values would have been observed to be.
 
-    ``observed`` has what those that `values` names were in the fused model.
+    ``observed`` has what those that `values` names were in the fused model, ``heads`` are those of its attention.
     """
     model, seen = ir.load(fused), dict(observed)
     for layer in list(layers(model)):
         _equalize_norm(layer.query.x, [layer.query, layer.key, layer.value], layer.out, seen)
         _equalize_norm(layer.widen.x, [layer.widen], layer.narrow, seen)
-        _equalize_attention(layer, seen)
+        _equalize_attention(layer, heads, seen)
         _sort(layer, seen)
     return model, seen
 
@@ -81,9 +81,12 @@ def _equalize_norm(x: ir.Value, into: Sequence[Linear], beside: Linear, seen: di
     set_constant(widened, 1, 1 / factors)
 
 
-def _equalize_attention(layer: Layer, seen: dict[str, Observed]) -> None:
+def _equalize_attention(layer: Layer, heads: int, seen: dict[str, Observed]) -> None:
     query, key, value = (seen[str(linear.output.name)] for linear in (layer.query, layer.key, layer.value))
-    factors = np.sqrt(lifted(key.reach(key.mean)) / lifted(query.reach()))
+    queries = lifted(query.reach())
+    factors = np.sqrt(lifted(key.reach(key.mean)) / queries).reshape(heads, -1)
+    # One scale rounds all queries, but the keys of each head have their own.
+    factors = (factors / (queries.reshape(heads, -1) * factors).max(axis=1, keepdims=True)).ravel()
     reach = lifted(value.reach(value.mean))
     _change_outputs(layer.query, np.zeros_like(factors), factors, seen)
     _change_outputs(layer.key, -key.mean, 1 / factors, seen)

@@ -50,7 +50,7 @@ from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
 from distilqa_export.gate import Judged, Released, judge, release, release_packed
-from distilqa_export.probe import saturation_probe
+from distilqa_export.probe import int8_probe
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import METHOD, Quantizer
 from distilqa_export.speed import side_by_side
@@ -242,7 +242,7 @@ def _write(
     logits = {name: variant.judged.logits for name, variant in made.items()}
     (folder / SELF_TEST).write_text(_self_test(questions, logits), encoding="utf-8")
     if _INT8 in made:
-        ir.save(saturation_probe(), folder / INT8_PROBE)
+        ir.save(int8_probe(), folder / INT8_PROBE)
     return _write_manifest(folder, loaded, described, data)
 
 

@@ -9,9 +9,13 @@ processors' fast int8 kernel does that:
 - After Gelu each block of units has a scale of its own, and outliers stay in fp32 (LLM.int8, Dettmers et al., 2022): a
   unit or two of a layer fires at few tokens, four times as far as any other and with weights ten times as large, so
   that both the scale of its block and those of all columns would be its alone.
-- The two products of Attention are written out. Queries, keys and values have one static scale each. Softmax's output
-  has one scale a row, its greatest weight: a row that looks at many tokens has none above a few hundredths, and one
-  scale for all rows would round it to nothing.
+- The two products of Attention are written out. Queries and values have one static scale each. A key has a scale of its
+  own in each head, its greatest magnitude, and so has a row of softmax's output: one that looks at many tokens has no
+  weight above a few hundredths, and one scale for all rows would round it to nothing. That scale is not multiplied in,
+  but goes into the rounding that follows.
+
+All these products are exact on every processor: `distilqa_export.exact` has the rule, and no model that breaks it
+leaves. Weights are rounded within it, keys and values within the range for numbers that only the run tells.
 
 The word embedding table is stored as int8 with one scale a row. Everything else stays fp32.
 
@@ -40,6 +44,7 @@ from distilqa.bundle import Architecture
 from distilqa.windows import Int64
 from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.equalize import block_channels, equalize, values
+from distilqa_export.exact import OPERAND, require_exact
 from distilqa_export.fuse import CONTRIB, expect_operators, fused_operators
 from distilqa_export.layers import constant, matmul_names
 from distilqa_export.rounding import Int8, Rounder, equalizing_factors, int8_rows, uint8_scale
@@ -49,6 +54,11 @@ METHOD = (
     "int8; static scales by min-max calibration, channels equalised before; weights rounded with feedback (GPTQ);"
     " outliers after Gelu, answer head, layer norms and softmax in fp32"
 )
+
+_OUTLIERS = "_outliers"
+
+# Channels or tokens that share a scale: longer than any row, so that each row has one.
+_ROW = 2**16
 
 
 class Quantizer:
@@ -67,7 +77,7 @@ class Quantizer:
         """``progress`` is told how many windows are done. Raises ExportError for values that overflow."""
         self._architecture = architecture
         self._equalized = fused.with_name("equalized.onnx")
-        model, observed = equalize(fused, observe(fused, values(ir.load(fused)), windows, progress))
+        model, observed = equalize(fused, observe(fused, values(ir.load(fused)), windows, progress), architecture.heads)
         ir.save(model, self._equalized)
         self._calibration = _Calibration(observed)
         self.matmuls = tuple(matmul_names(model).values())
@@ -83,13 +93,19 @@ class Quantizer:
             _EmbeddingRule.rule(),
         ]
         rewriter.RewritePass(pattern.RewriteRuleSet(rules, commute=True))(model)
+        rewriter.RewritePass([_RowScaleRule.rule()])(model)
         passes.RemoveUnusedNodesPass()(model)
-        expect_operators(model, quantized_operators(self._architecture, fp32))
+        outliers = sum(name.endswith(_OUTLIERS) for name in model.graph.initializers)
+        expect_operators(model, quantized_operators(self._architecture, fp32, outliers))
+        require_exact(model)
         return model
 
 
-def quantized_operators(architecture: Architecture, fp32: Collection[str] = ()) -> dict[str, int]:
-    """How many of each operator that does work the int8 model has, with matmuls of those names left in fp32."""
+def quantized_operators(architecture: Architecture, fp32: Collection[str] = (), outliers: int = 0) -> dict[str, int]:
+    """How many of each operator that does work the int8 model has, with matmuls of those names left in fp32.
+
+    ``outliers`` says in how many layers some are left in fp32 too.
+    """
     layers, parts = architecture.layers, Counter(name.split(".")[-1] for name in fp32)
     attention = layers - parts["attention"]
     linear = 6 * layers - parts.total() + parts["attention"]
@@ -99,12 +115,13 @@ def quantized_operators(architecture: Architecture, fp32: Collection[str] = ()) 
     inputs = alone + sum(not names <= set(fp32) for names in shared)
     return fused_operators(architecture) | {
         "Attention": layers - attention,
-        "MatMul": 6 * layers - linear + 1,
+        "Clip": attention,
+        "MatMul": 6 * layers - linear + 1 + outliers,
         "MatMulIntegerToFloat": linear + 2 * attention,
         # The inputs of the matmuls; queries, keys, values and attention's weights.
         "QuantizeLinear": inputs + 4 * attention,
         "Softmax": attention,
-        "Transpose": 4 * attention,
+        "Transpose": 5 * attention,
     }
 
 
@@ -225,23 +242,15 @@ class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         )
         if not into.outliers:
             return product
-        outliers = _initializer(op, numbers[: into.outliers].astype(np.float32), f"{name}_fp32")
+        outliers = _initializer(op, numbers[: into.outliers].astype(np.float32), f"{name}{_OUTLIERS}")
         return self._add_product(op, product, x, outliers)
 
     def _add_product(self, op: Any, to: ir.Value, x: ir.Value, weight: ir.Value) -> Any:
-        """``to`` + x W in fp32, W being the weights of the first channels alone. Gemm adds as it multiplies."""
+        """``to`` + x W in fp32, W being the weights of the first channels alone."""
         assert weight.const_value is not None
-        channels, outputs = weight.const_value.shape.numpy()
+        channels = weight.const_value.shape.numpy()[0]
         ends = [_initializer(op, np.array([number]), f"number_{number}") for number in (0, channels, 2)]
-        rows = [op.Flatten(value, axis=2) for value in (op.Slice(x, *ends), to)]
-        return op.Reshape(op.Gemm(rows[0], weight, rows[1]), self._shape(op, outputs))
-
-    def _shape(self, op: Any, channels: int) -> ir.Value:
-        """The shape (batch, length, channels) of what is being run."""
-        if channels not in self._shapes:
-            last = _initializer(op, np.array([channels]), f"{channels}_channels")
-            self._shapes[channels] = op.Concat(op.Shape(self._ids), last, axis=0)
-        return self._shapes[channels]
+        return op.Add(to, op.MatMul(op.Slice(x, *ends), weight))
 
     def _quantize(self, op: Any, x: ir.Value, into: _Input) -> tuple[ir.Value, ir.Value, ir.Value]:
         """x in 8 bits, its scale and its zero point."""
@@ -256,6 +265,13 @@ class _LinearRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
             x, op.Expand(block_scales, shape), op.Expand(zero_point, shape), axis=2, block_size=into.size
         )
         return quantized, scale, zero_point
+
+    def _shape(self, op: Any, channels: int) -> ir.Value:
+        """The shape (batch, length, channels) of what is being run."""
+        if channels not in self._shapes:
+            last = _initializer(op, np.array([channels]), f"{channels}_channels")
+            self._shapes[channels] = op.Concat(op.Shape(self._ids), last, axis=0)
+        return self._shapes[channels]
 
 
 class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
@@ -274,43 +290,84 @@ class _AttentionRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         return query.name not in self._left
 
     def rewrite(self, op: Any, query: ir.Value, key: ir.Value, value: ir.Value) -> Any:
-        queries, _, query_zero = self._heads(op, query, [0, 2, 1, 3], signed=False)
-        keys, key_scale, key_zero = self._heads(op, key, [0, 2, 3, 1], signed=True)
-        contents, value_scale, value_zero = self._heads(op, value, [0, 2, 1, 3], signed=True)
-        width = self._shape.hidden // self._shape.heads
-        divided = _initializer(op, np.float32(self._scale(query) / math.sqrt(width)), f"{query.name}_score_scale")
-        scores = op.MatMulIntegerToFloat(queries, keys, divided, key_scale, query_zero, key_zero, _domain=CONTRIB)
-        weights = op.Softmax(scores, axis=-1)
-        # A block as long as the longest window is a row.
-        greatest = op.ReduceMax(weights, _initializer(op, np.array([-1]), "row"), keepdims=1)
-        row_scale = op.Mul(greatest, _initializer(op, np.full((1, 1, 1, 1), 1 / 255, np.float32), "step"))
-        rows = op.QuantizeLinear(weights, row_scale, axis=3, block_size=self._shape.positions)
+        weights = op.Softmax(self._scores(op, query, key), axis=-1)
+        row_scale = _greatest(op, weights, 255)
+        rows = op.QuantizeLinear(weights, row_scale, axis=3, block_size=_ROW)
+        scale, zero_point = self._scale(op, value, OPERAND), _initializer(op, np.int8(0), "value_zero_point")
+        ends = [_initializer(op, np.int8(end), f"operand_{end}") for end in (-OPERAND, OPERAND)]
+        contents = op.Clip(op.QuantizeLinear(value, scale, zero_point), *ends)
         mixed = op.MatMulIntegerToFloat(
             rows,
-            contents,
+            op.Transpose(self._apart(op, contents), perm=[0, 2, 1, 3]),
             _initializer(op, np.float32(1), "one"),
-            value_scale,
-            None,
-            value_zero,
+            scale,
             _domain=CONTRIB,
         )
         together = op.Transpose(op.Mul(mixed, row_scale), perm=[0, 2, 1, 3])
         return op.Reshape(together, _initializer(op, np.array([0, 0, self._shape.hidden]), "together"))
 
-    def _heads(
-        self, op: Any, value: ir.Value, order: list[int], *, signed: bool
-    ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """The (batch, length, hidden) value in 8 bits with its heads apart, its scale, and its zero point."""
-        scale = _initializer(op, np.float32(self._scale(value)), f"{value.name}_scale")
-        zero = np.int8(0) if signed else np.uint8(128)
-        zero_point = _initializer(op, zero, f"{value.name}_zero_point")
-        quantized = op.QuantizeLinear(value, scale, zero_point)
-        heads = self._shape.heads
-        apart = _initializer(op, np.array([0, 0, heads, self._shape.hidden // heads]), "apart")
-        return op.Transpose(op.Reshape(quantized, apart), perm=order), scale, zero_point
+    def _scores(self, op: Any, query: ir.Value, key: ir.Value) -> Any:
+        """The product of each query with each key over the root of their width, (batch, heads, length, length)."""
+        width = self._shape.hidden // self._shape.heads
+        query_scale, query_zero = self._scale(op, query, 127), _initializer(op, np.uint8(128), "query_zero_point")
+        queries = self._apart(op, op.QuantizeLinear(query, query_scale, query_zero))
+        keys = self._apart(op, key)
+        key_scale = _greatest(op, keys, OPERAND)
+        rounded = op.QuantizeLinear(keys, key_scale, axis=3, block_size=_ROW, output_dtype=ir.DataType.INT8)
+        return op.MatMulIntegerToFloat(
+            op.Transpose(queries, perm=[0, 2, 1, 3]),
+            op.Transpose(rounded, perm=[0, 2, 3, 1]),
+            _initializer(op, np.float32(constant(query_scale) / math.sqrt(width)), f"{query.name}_score_scale"),
+            op.Transpose(key_scale, perm=[0, 2, 3, 1]),
+            query_zero,
+            _domain=CONTRIB,
+        )
 
-    def _scale(self, value: ir.Value) -> float:
-        return max(float(self._observed[str(value.name)].reach().max()) / 127, 1e-9)
+    def _apart(self, op: Any, value: ir.Value) -> Any:
+        """(batch, length, hidden) with its heads apart: (batch, length, heads, width)."""
+        heads = self._shape.heads
+        return op.Reshape(value, _initializer(op, np.array([0, 0, heads, self._shape.hidden // heads]), "apart"))
+
+    def _scale(self, op: Any, value: ir.Value, greatest: int) -> ir.Value:
+        """The scale that makes this number of the farthest that the value reached."""
+        reach = float(self._observed[str(value.name)].reach().max())
+        return _initializer(op, np.float32(max(reach / greatest, 1e-9)), f"{value.name}_scale")
+
+
+def _greatest(op: Any, values: ir.Value, number: int) -> Any:
+    """The scale of each row, the last axis, that makes this number of its greatest magnitude.
+
+    A row of zeros has the scale 0: whatever they are rounded to, they come back as 0.
+    """
+    last, step = np.array([-1]), np.full((1, 1, 1, 1), 1 / number, np.float32)
+    producer = values.producer()
+    if producer is None or producer.op_type != "Softmax":  # whose weights are positive
+        values = op.Abs(values)
+    greatest = op.ReduceMax(values, _initializer(op, last, "last"), keepdims=1)
+    return op.Mul(greatest, _initializer(op, step, f"step_{number}"))
+
+
+class _RowScaleRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
+    """What attention mixed is not multiplied by the scale of each row and then rounded: that goes into the rounding."""
+
+    def __init__(self) -> None:
+        super().__init__("RowScale")
+        self._zero_points: dict[int, ir.Value] = {}
+
+    def pattern(self, op: Any, mixed: Any, row_scale: Any, together: Any, scale: Any, zero_point: Any) -> Any:
+        heads_apart = op.Transpose(op.Mul(mixed, row_scale), perm=[0, 2, 1, 3])
+        return op.QuantizeLinear(op.Reshape(heads_apart, together), scale, zero_point)
+
+    def rewrite(
+        self, op: Any, mixed: ir.Value, row_scale: ir.Value, together: ir.Value, scale: ir.Value, zero_point: ir.Value
+    ) -> Any:
+        # Of as many axes, since ONNX Runtime divides a scalar ten times as slowly.
+        step = _initializer(op, constant(scale).astype(np.float32).reshape(1, 1, 1, 1), f"{scale.name}_of_rows")
+        zero = int(constant(zero_point))
+        if zero not in self._zero_points:
+            self._zero_points[zero] = op.Expand(zero_point, op.Shape(row_scale))
+        rounded = op.QuantizeLinear(mixed, op.Div(step, row_scale), self._zero_points[zero], axis=3, block_size=_ROW)
+        return op.Reshape(op.Transpose(rounded, perm=[0, 2, 1, 3]), together)
 
 
 class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
@@ -331,7 +388,7 @@ class _EmbeddingRule(pattern.RewriteRuleClassBase):  # type: ignore[misc]
         row = op.Gather(_initializer(op, rows, f"{table.name}_int8"), ids)
         scales = scale[:, None].astype(np.float32)
         row_scale = op.Gather(_initializer(op, scales, f"{table.name}_scale"), ids)
-        return op.Mul(op.Cast(row, to=ir.DataType.FLOAT), row_scale)
+        return op.DequantizeLinear(row, row_scale, axis=2, block_size=_ROW)
 
 
 def _initializer(op: Any, numbers: npt.NDArray[Any] | np.generic, name: str) -> ir.Value:

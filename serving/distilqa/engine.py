@@ -125,7 +125,7 @@ class Engine:
         if problem := problem_here(bundle, self.variant):
             raise VariantUnusable(
                 f"{bundle.path}: {self.variant} cannot be used on this processor: {problem}. Export the checkpoint"
-                " again, or use another variant (--variant)"
+                " again, which makes one that is right on all, or use another variant (--variant)"
             )
         model = bundle.verified(description.file)
         # Threads belong to a session. A second one takes its weights again, but sharing all cores between runs costs a
@@ -209,19 +209,26 @@ class Engine:
 def problem_here(bundle: Bundle, variant: str) -> str:
     """Why this processor cannot run a variant for CPUs, as far as can be told at once; empty where it seems to.
 
-    Where 8-bit products saturate the logits of an int8 variant are only a little wrong, so its probe tries just those.
+    Where 8-bit products are wrong the logits of an int8 variant are only a little so, and its probe tries just those.
     Raises BundleError if the probe is damaged, and MissingDependency.
     """
     if bundle.manifest.variants[variant].precision != "int8":
         return ""
-    probe = bundle.verified(INT8_PROBE)
+    return run_int8_probe(bundle.verified(INT8_PROBE))
+
+
+def run_int8_probe(probe: Path) -> str:
+    """What this processor makes of a saved int8 probe, if that is wrong; empty where its 8-bit products are exact.
+
+    Raises BundleError if the probe is damaged, and MissingDependency.
+    """
     session = open_session(probe, threads=1)
     try:
         product, expected = session.run(["product", "expected"], {})
         wrong = [pair for pair in zip(product.flat, expected.flat, strict=True) if pair[0] != pair[1]]
     except Exception as error:  # ONNX Runtime's own kinds share no base
         raise BundleError(f"{probe}: cannot be run ({error!r:.200})") from error
-    return "its 8-bit products saturate ({:.0f} instead of {:.0f}; x86 without VNNI)".format(*wrong[0]) if wrong else ""
+    return "it multiplies 8-bit numbers wrongly ({:.0f} instead of {:.0f})".format(*wrong[0]) if wrong else ""
 
 
 def open_session(

@@ -22,7 +22,7 @@ from tests.emulated.kinds import KINDS, Kind, missing
 from tests.emulated.products import Array, Product
 
 from distilqa.bundle import SELF_TEST, Bundle
-from distilqa_export.probe import saturation_probe
+from distilqa_export.probe import int8_probe
 
 PROGRAM = Path(__file__).with_name("run.py")
 INT8 = "cpu-int8"
@@ -78,7 +78,7 @@ def cases(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Cases:
     }
     models = {case: folder / f"{case}.onnx" for case in ["probe", "watched", *made]}
     feeds = {case: products.write(of, models[case]) for case, of in made.items()}
-    ir.save(saturation_probe(), models["probe"])
+    ir.save(int8_probe(), models["probe"])
     feeds["probe"] = {}
     watched = products.write_watched(model, models["watched"])
     ids = json.loads((bundle / SELF_TEST).read_text())["inputs"][0]

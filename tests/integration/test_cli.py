@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tests.bundles import let_products_saturate
+from tests.bundles import let_products_be_wrong
 from tests.integration.servers import CLI, serving
 
 from distilqa.bundle import VARIANTS
@@ -208,31 +208,31 @@ def test_on_a_cpu_a_variant_for_a_gpu_is_left_out_or_refused(gpu_bundle: Path, s
 def half_usable(bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose int8 variant this processor is not right for, by its probe."""
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle", copy_function=os.link))
-    let_products_saturate(copy)
+    let_products_be_wrong(copy)
     return copy
 
 
-SATURATES = "cpu-int8 cannot be used on this processor: its 8-bit products saturate ("
+WRONG = "cpu-int8 cannot be used on this processor: it multiplies 8-bit numbers wrongly ("
 
 
 def test_ask_uses_the_next_variant_and_says_so_in_a_line(half_usable: Path) -> None:
     options = ["--passage", "-", "--bundle", str(half_usable)]
     status, out, err = run(["ask", QUESTION, *options], PASSAGE.encode())
     assert (status, out.partition(" (0.")[0]) == (0, "the lazy dog")
-    assert err.startswith(f"{half_usable}: {SATURATES}")
+    assert err.startswith(f"{half_usable}: {WRONG}")
     assert err.endswith("cpu-fp32 is used instead; --variant cpu-fp32 asks for it by name\n")
     assert err.count("\n") == 1
     assert run(["ask", QUESTION, *options, "--variant", "cpu-fp32"], PASSAGE.encode()) == (0, out, "")
     status, out, err = run(["ask", QUESTION, *options, "--variant", "cpu-int8"], PASSAGE.encode())
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith(f"distilqa: {half_usable}: {SATURATES}")
+    assert err.startswith(f"distilqa: {half_usable}: {WRONG}")
 
 
 def test_inspect_tells_what_can_be_used_here(half_usable: Path, gpu_bundle: Path) -> None:
     shown = "can be used on this machine"
     _, out, _ = run(["inspect", str(half_usable)])
     told = [line.split(shown)[1].strip() for line in out.splitlines() if shown in line]
-    assert [one.partition(" (")[0] for one in told] == ["no: its 8-bit products saturate", "yes"]
+    assert [one.partition(" (")[0] for one in told] == ["no: it multiplies 8-bit numbers wrongly", "yes"]
     assert f"  this machine  {read_processor()}\n" in out
     _, out, _ = run(["inspect", str(gpu_bundle)])
     assert "no: this ONNX Runtime has no CUDAExecutionProvider: " in out
@@ -251,10 +251,10 @@ def test_eval_leaves_out_what_cannot_be_used(half_usable: Path, squad: Path) -> 
     status, out, err = run(["eval", str(half_usable), str(squad)])
     assert (status, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["cpu-fp32"])
     (line,) = (line for line in err.splitlines() if "cpu-int8" in line)
-    assert line.startswith(f"left out: {half_usable}: {SATURATES}")
+    assert line.startswith(f"left out: {half_usable}: {WRONG}")
     status, out, err = run(["eval", str(half_usable), str(squad), "--variant", "cpu-int8"])
     assert (status, out) == (1, "")
-    assert err.startswith(f"distilqa: {half_usable}: {SATURATES}")
+    assert err.startswith(f"distilqa: {half_usable}: {WRONG}")
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
@@ -265,12 +265,12 @@ def test_serve_uses_the_next_variant_and_logs_a_line(half_usable: Path, processe
         _, log = server.communicate(timeout=60)
     entries = [json.loads(line) for line in log.splitlines()]
     (warning,) = (entry for entry in entries if entry["level"] == "warning")
-    assert SATURATES in warning["message"]
+    assert WRONG in warning["message"]
     (ready,) = (entry for entry in entries if entry["message"] == "ready")
     assert ready["variant"] == "cpu-fp32"
     status, _, err = run(["serve", str(half_usable), "--port", "0", "--variant", "cpu-int8", "--processes", processes])
     assert status == 1
-    assert err.splitlines()[-1].startswith(f"distilqa: {half_usable}: {SATURATES}")
+    assert err.splitlines()[-1].startswith(f"distilqa: {half_usable}: {WRONG}")
 
 
 def test_eval_prints_json(bundle: Path, squad: Path) -> None:

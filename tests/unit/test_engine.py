@@ -22,7 +22,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from tests.bundles import let_products_saturate, replace_file
+from tests.bundles import let_products_be_wrong, replace_file
 from tokenizers import Tokenizer
 
 from distilqa.bundle import INT8_PROBE, MANIFEST, SELF_TEST, VARIANTS, Bundle
@@ -189,11 +189,11 @@ def without_variant(copy: Path, name: str) -> Bundle:
     return Bundle(bundle.path, replace(bundle.manifest, variants=variants))
 
 
-def test_a_processor_whose_products_saturate_is_refused(copy: Path) -> None:
+def test_a_processor_whose_products_are_wrong_is_refused(copy: Path) -> None:
     """Before the model is even read."""
-    let_products_saturate(copy)
+    let_products_be_wrong(copy)
     replace_file(copy, "cpu-int8.onnx", b"", listed=False)
-    with pytest.raises(VariantUnusable, match="its 8-bit products saturate") as caught:
+    with pytest.raises(VariantUnusable, match="it multiplies 8-bit numbers wrongly") as caught:
         Engine(Bundle.open(copy), "cpu-int8")
     assert "cpu-int8" in str(caught.value)
     Engine(Bundle.open(copy), "cpu-fp32")
@@ -202,7 +202,7 @@ def test_a_processor_whose_products_saturate_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (let_products_saturate, "its 8-bit products saturate"),
+        (let_products_be_wrong, "it multiplies 8-bit numbers wrongly"),
         (lambda copy: let_self_test_fail(copy, "cpu-int8"), "the self-test of cpu-int8 failed"),
     ],
     ids=["probe", "self-test"],
@@ -253,9 +253,9 @@ def test_a_probe_that_tells_nothing_is_damaged(copy: Path) -> None:
 
 def test_what_can_be_told_at_once(copy: Path) -> None:
     assert [problem_here(Bundle.open(copy), name) for name in VARIANTS] == ["", ""]
-    let_products_saturate(copy)
+    let_products_be_wrong(copy)
     problem, none = (problem_here(Bundle.open(copy), name) for name in VARIANTS)
-    assert problem.startswith("its 8-bit products saturate (")
+    assert problem.startswith("it multiplies 8-bit numbers wrongly (")
     assert none == ""
 
 

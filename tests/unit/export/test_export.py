@@ -421,7 +421,7 @@ STEPS = (
     "judge",
     "Quantizer",
     "release",
-    "saturation_probe",
+    "int8_probe",
     "write_card",
     "Reader",
 )
