@@ -48,7 +48,8 @@ from distilqa_export.calibrate import Float64, Observed, observe
 from distilqa_export.check import Run, runner
 from distilqa_export.checkpoint import load_checkpoint
 from distilqa_export.fuse import fuse
-from distilqa_export.gate import agreement, f1_drop, judge, rank
+from distilqa_export.gate import rank
+from distilqa_export.judge import agreement, answer_all, f1_drop
 from distilqa_export.quantize import Quantizer
 from distilqa_export.rounding import Int8, int8_scale
 from distilqa_export.speed import median_ratio, side_by_side
@@ -289,7 +290,7 @@ def judge_all(
                 answered[name] = done
                 progress(sum(answered.values()))
 
-            return judge(contenders[name].run, questions, tokenized, told).evaluation
+            return answer_all(contenders[name].run, questions, tokenized, told)
 
         return dict(zip(contenders, pool.map(judged, contenders), strict=True))
 

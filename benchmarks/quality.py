@@ -34,7 +34,7 @@ from distilqa.reader import open_windower
 from distilqa.spans import Logits, decode
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.export import MAX_F1_DROP
-from distilqa_export.gate import f1_drop
+from distilqa_export.judge import f1_drop
 
 FP32 = "cpu-fp32"
 

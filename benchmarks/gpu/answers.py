@@ -27,7 +27,7 @@ from distilqa.progress import ProgressBar
 from distilqa.reader import open_windower
 from distilqa.spans import Logits, decode
 from distilqa.windows import Tokenized
-from distilqa_export.gate import f1_drop
+from distilqa_export.judge import f1_drop
 
 FP32, (CUDA,) = "cpu-fp32", GPU_VARIANTS
 

@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle, in named steps: load, trace, fuse, quantise, check, write.
 
-The fp32 model must give PyTorch's logits; each variant answers the evaluation's questions before it is listed, and
-int8 may not lose more F1 than its budget.
+The fp32 model must give PyTorch's logits; each other variant answers the evaluation's questions before it is listed,
+and may not lose more F1 than its budget.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,21 +35,20 @@ from distilqa.bundle import (
     describe,
     staged,
 )
-from distilqa.cuda import open_cuda_session
-from distilqa.engine import open_session, runtime_package, usable_cores
+from distilqa.engine import open_session, run_int8_probe, runtime_package, usable_cores
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation import Question, shown_id
+from distilqa.evaluation import shown_id
 from distilqa.processor import read_processor
 from distilqa.reader import Reader
-from distilqa.spans import Logits
 from distilqa.windows import Tokenized, Windower
 from distilqa_export import samples
 from distilqa_export.card import write_card
-from distilqa_export.check import MAX_FP32_DIFFERENCE, check_fp32, largest_difference, logits_of, runner
+from distilqa_export.check import MAX_FP32_DIFFERENCE, check_fp32, runner
 from distilqa_export.checkpoint import Checkpoint, load_checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census, fuse
-from distilqa_export.gate import Judged, Released, judge, release, release_packed
+from distilqa_export.gate import Released, release, release_packed, scores, scores_of_fp32
+from distilqa_export.judge import Comparison, Judge, open_run
 from distilqa_export.probe import int8_probe
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import METHOD, Quantizer
@@ -66,8 +65,8 @@ MAX_F1_DROP = 0.5
 # How many of the evaluation's questions the self-test keeps, from the shortest to the longest.
 _SELF_TESTS = 3
 
-# Packaged passages that show how far int8 is from fp32, so that it does not depend on the caller's questions.
-_TOLERANCE_PASSAGES = 50
+# Packaged passages on which logits are compared.
+_COMPARED_PASSAGES = 50
 
 # Of the window that runs are timed on, and how many times.
 _TIMED_TOKENS, _TIMED_ROUNDS = 128, 15
@@ -105,6 +104,8 @@ def export(
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
+        if _INT8 in variants:
+            _require_exact_products(scratch)
         progress(f"load {checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
         windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
@@ -119,30 +120,36 @@ def export(
         progress("check fp32 against PyTorch")
         difference = check_fp32(loaded, runner(open_session(path, threads=usable_cores())))
 
-        progress("evaluate fp32")
         tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {shown_id(q.id)}") for q in questions}
-        judge_saved = _judge_saved(questions, tokenized, progress)
-        judged = judge_saved(path)
-        made = {_FP32: Released(model, path, judged, {}, {"largest_difference_from_pytorch": difference})}
+        # One question for all, which fits any window; so that what it shows does not depend on the caller's.
+        passages = samples.packaged_calibration()[:_COMPARED_PASSAGES]
+        text = [_tokenize(windower, "Why", passage.context, passage.place) for passage in passages]
+        judge = Judge(path, questions, tokenized, text, progress)
+        made: dict[str, Released] = {}
 
         if _INT8 in variants:
             progress("calibrate int8")
-            read = [_tokenize(windower, text.question, text.context, text.place) for text in texts]
+            read = [_tokenize(windower, one.question, one.context, one.place) for one in texts]
             windows = [window.input_ids for one in read for window in one.windows]
             told = tenths("calibrate int8", len(windows), "windows", progress)
             quantizer = Quantizer(path, windows, loaded.architecture, told)
-            progress("quantise")
-            made[_INT8] = release(quantizer, scratch, windows, judged, judge_saved, max_f1_drop, progress)
+            progress("quantise, and judge")
+            made[_INT8] = release(quantizer, scratch, windows, judge.compare, max_f1_drop, progress)
 
         if _CUDA in variants:
-            progress("pack for the GPU, in fp16")
-            made[_CUDA] = release_packed(
-                model, loaded.architecture, scratch, judged, judge_saved, max_f1_drop, progress
-            )
+            progress("pack for the GPU, in fp16, and judge")
+            made[_CUDA] = release_packed(model, loaded.architecture, scratch, judge.compare, max_f1_drop, progress)
+
+        if _FP32 in variants:
+            compared = next((one.compared for one in made.values() if one.compared), None)
+            if compared is None:
+                progress("judge fp32")
+            found = scores_of_fp32(compared) if compared else scores(judge.scores(path))
+            made[_FP32] = Released(model, path, {"largest_difference_from_pytorch": difference} | found)
 
         progress("time, and write")
-        described = _describe_variants(made, variants, loaded, windower)
         released = {name: made[name] for name in variants}
+        described = _describe_variants(released, loaded)
         manifest = _write(folder, loaded, released, described, list(tokenized.values()), data)
         for name in variants:
             if manifest.variants[name].verified:
@@ -150,21 +157,11 @@ def export(
     return manifest
 
 
-def _judge_saved(
-    questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Progress
-) -> Callable[[Path], Judged]:
-    """A function that judges a saved model, and tells of each tenth of the questions."""
-
-    def judge_saved(model: Path) -> Judged:
-        told = tenths(model.stem, len(questions), "questions", progress)
-        return judge(runner(_opened(model)), questions, tokenized, told)
-
-    return judge_saved
-
-
-def _opened(model: Path, threads: int = 1) -> Any:
-    """The session of a model that is named after its variant."""
-    return open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=threads)
+def _require_exact_products(scratch: Path) -> None:
+    """What this processor multiplies wrongly cannot be judged on it. Better said now than after minutes."""
+    ir.save(int8_probe(), scratch / INT8_PROBE)
+    if problem := run_int8_probe(scratch / INT8_PROBE):
+        raise ExportError(f"int8 cannot be made on this processor: {problem}. --variant {_FP32} leaves it out")
 
 
 def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:
@@ -174,57 +171,39 @@ def _tokenize(windower: Windower, question: str, context: str, place: str) -> To
         raise ExportError(f"{place}: {error}") from error
 
 
-def _describe_variants(
-    made: Mapping[str, Released], names: Sequence[str], loaded: Checkpoint, windower: Windower
-) -> dict[str, Variant]:
-    """The variants of those names; fp32 is among those that are made."""
-    fp32 = made[_FP32].path
+def _describe_variants(made: Mapping[str, Released], loaded: Checkpoint) -> dict[str, Variant]:
     window = np.random.default_rng(0).integers(0, loaded.architecture.vocabulary, _TIMED_TOKENS)
-    runs = {name: runner(_opened(made[name].path)) for name in names if made[name].stand_in is None}
+    runs = {name: open_run(one.path) for name, one in made.items() if one.stand_in is None}
     milliseconds = {
         name: {
             f"milliseconds_of_1x{_TIMED_TOKENS}{'_on_gpu' * (name in GPU_VARIANTS)}": 1e3 * statistics.median(seconds)
         }
         for name, seconds in side_by_side(runs, [window], _TIMED_ROUNDS).items()
     }
-    return {
-        name: _describe_variant(
-            name, made[name], _tolerance(fp32, made[name].runnable, windower), milliseconds.get(name, {})
-        )
-        for name in names
-    }
+    return {name: _describe_variant(name, one, milliseconds.get(name, {})) for name, one in made.items()}
 
 
-def _describe_variant(name: str, made: Released, tolerance: float, milliseconds: dict[str, float]) -> Variant:
-    found = made.judged.evaluation
-    scores = {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
+def _describe_variant(name: str, made: Released, milliseconds: dict[str, float]) -> Variant:
     return Variant(
         file=f"{name}.onnx",
         precision=name.partition("-")[2],
         quantization=METHOD if name == _INT8 else "none",
         operators=dict(sorted(census(made.model).items())),
-        tolerance=tolerance,
-        measured=made.measured | scores | milliseconds,
+        tolerance=_tolerance(made.compared),
+        measured={**made.measured, **milliseconds},
         fp32_matmuls=made.fp32_matmuls,
         verified=made.stand_in is None,
     )
 
 
-def _tolerance(fp32: Path, variant: Path, windower: Windower) -> float:
+def _tolerance(compared: Comparison | None) -> float:
     """How far logits may be off on another processor, where sums are rounded in another order.
 
     A rounding that tips one 8-bit value over is amplified through the layers, so int8 needs room: where two models are
     each as far from fp32 as this one on packaged passages, they are at most twice as far from one another. What
     differs by more is another model.
     """
-    if variant == fp32:
-        return MAX_FP32_DIFFERENCE
-    texts = samples.packaged_calibration()[:_TOLERANCE_PASSAGES]
-    # One question for all, which fits any window.
-    tokenized = [_tokenize(windower, "Why", text.context, text.place) for text in texts]
-    runs = [runner(_opened(path, usable_cores())) for path in (fp32, variant)]
-    expected, found = ([logits_of(run, one) for one in tokenized] for run in runs)
-    return 2 * largest_difference(expected, found)
+    return MAX_FP32_DIFFERENCE if compared is None else 2 * compared.largest_difference
 
 
 def _write(
@@ -236,25 +215,24 @@ def _write(
     data: dict[str, str],
 ) -> Manifest:
     """Write all files of the bundle."""
+    (folder / SELF_TEST).write_text(_self_test(questions, made), encoding="utf-8")
     for name, variant in made.items():
         shutil.move(variant.path, folder / f"{name}.onnx")
     (folder / TOKENIZER).write_text(loaded.tokenizer_json, encoding="utf-8")
-    logits = {name: variant.judged.logits for name, variant in made.items()}
-    (folder / SELF_TEST).write_text(_self_test(questions, logits), encoding="utf-8")
     if _INT8 in made:
         ir.save(int8_probe(), folder / INT8_PROBE)
     return _write_manifest(folder, loaded, described, data)
 
 
-def _self_test(questions: list[Tokenized], logits: dict[str, list[list[Logits]]]) -> str:
-    windows = [(number, place) for number, question in enumerate(questions) for place in range(len(question.windows))]
-    by_length = sorted(windows, key=lambda window: questions[window[0]].windows[window[1]].length)
-    chosen = [by_length[round(i * (len(by_length) - 1) / (_SELF_TESTS - 1))] for i in range(_SELF_TESTS)]
+def _self_test(questions: list[Tokenized], made: Mapping[str, Released]) -> str:
+    windows = sorted((window for question in questions for window in question.windows), key=lambda one: one.length)
+    chosen = [windows[round(i * (len(windows) - 1) / (_SELF_TESTS - 1))].input_ids for i in range(_SELF_TESTS)]
     content: dict[str, Any] = {
-        "inputs": [questions[number].windows[place].input_ids.tolist() for number, place in chosen],
+        "inputs": [ids.tolist() for ids in chosen],
         "logits": {
-            name: [[side.tolist() for side in variant[number][place]] for number, place in chosen]
-            for name, variant in logits.items()
+            name: [[side[0].tolist() for side in run([ids])] for ids in chosen]
+            for name, one in made.items()
+            for run in [open_run(one.runnable)]
         },
     }
     return json.dumps(content) + "\n"

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from distilqa.answer import Answer
 from distilqa.bundle import GPU_VARIANTS, Architecture
 from distilqa.cuda import open_cuda_session
 from distilqa.engine import open_session, usable_cores
 from distilqa.errors import MissingDependency
-from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question, evaluate
-from distilqa.spans import Float32, Logits, decode
-from distilqa.windows import Int64, Tokenized
-from distilqa_export.check import Run, largest_difference, logits_of, runner
+from distilqa.evaluation import Evaluation
+from distilqa.spans import Float32
+from distilqa.windows import Int64
+from distilqa_export.check import Run, runner
 from distilqa_export.errors import ExportError
+from distilqa_export.judge import LEVEL, Comparison, Drop
 from distilqa_export.pack import pack
 from distilqa_export.progress import Progress, tenths
 from distilqa_export.quantize import Quantizer
 from distilqa_export.speed import median_ratio, side_by_side
-
-_RESAMPLES = 10_000
-_LEVEL = 95
 
 # With fewer, a bootstrap over them says little of others.
 _LEAST_PASSAGES = 100
@@ -40,35 +37,18 @@ _ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A model's answers to the evaluation's questions, and the logits that they come from."""
-
-    evaluation: Evaluation
-    logits: list[list[Logits]]
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """By how many points F1 falls, and the interval in which that lies with 95 per cent confidence."""
-
-    points: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Released:
     """A model that may be listed, and where it is saved; one of int8 is within its budget.
 
-    ``fp32_matmuls`` of it are left in fp32, with the logit error of each in int8. ``stand_in`` is the model that was
-    judged in its place where nothing here can run it.
+    ``fp32_matmuls`` of it are left in fp32, with the logit error of each in int8. ``compared`` is what it is beside
+    fp32, None for fp32 itself. ``stand_in`` is the model that was judged in its place where nothing here can run it.
     """
 
     model: ir.Model
     path: Path
-    judged: Judged
-    fp32_matmuls: Mapping[str, float]
-    measured: dict[str, float]
+    measured: Mapping[str, float]
+    compared: Comparison | None = None
+    fp32_matmuls: Mapping[str, float] = field(default_factory=dict)
     stand_in: Path | None = None
 
     @property
@@ -77,32 +57,14 @@ class Released:
         return self.stand_in or self.path
 
 
-Judge = Callable[[Path], Judged]
-
-
-def judge(
-    run: Run, questions: Sequence[Question], tokenized: Mapping[str, Tokenized], progress: Callable[[int], None]
-) -> Judged:
-    """Answer the questions with a model, on a core each. ``tokenized`` has each question by its id.
-
-    ``progress`` is told how many are done.
-    """
-    logits: dict[str, list[Logits]] = {}
-
-    def answer(question: Question) -> Answer:
-        logits[question.id] = logits_of(run, tokenized[question.id])
-        return decode(tokenized[question.id], logits[question.id], max_answer_tokens=MAX_ANSWER_TOKENS)[0]
-
-    found = evaluate(questions, answer, lanes=usable_cores(), progress=progress)
-    return Judged(found, [logits[question.id] for question in questions])
+Compare = Callable[[Path], Comparison]
 
 
 def release(
     quantizer: Quantizer,
     scratch: Path,
     windows: Sequence[Int64],
-    fp32: Judged,
-    judged_by: Judge,
+    compare: Compare,
     budget: float,
     progress: Progress,
 ) -> Released:
@@ -119,26 +81,24 @@ def release(
         left = dict(list(ranked.items())[:kept])
         model = quantizer.model(left)
         ir.save(model, path)
-        judged = judged_by(path)
-        drop = f1_drop(fp32.evaluation, judged.evaluation)
-        progress(_lost(f"int8 with {kept} of {len(quantizer.matmuls)} matmuls in fp32", drop, budget))
-        if drop.points <= budget:
-            if doubt := _doubt(fp32.evaluation, drop, budget):
+        found = compare(path)
+        progress(_lost(f"int8 with {kept} of {len(quantizer.matmuls)} matmuls in fp32", found.drop, budget))
+        if found.drop.points <= budget:
+            if doubt := _doubt(found.evaluation, found.drop, budget):
                 progress(f"{doubt}: more questions (--eval) would make it surer")
-            measured = _against(fp32, judged, drop)
+            measured = _against_fp32(found)
             if left:
                 measured |= cost(quantizer, scratch, path, windows[:_WINDOWS])
-            return Released(model, path, judged, left, measured)
+            return Released(model, path, measured, found, left)
     raise ExportError(
-        f"int8 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions, with {kept} of"
+        f"int8 loses {found.drop.points:.2f} F1 on {len(found.evaluation.questions)} questions, with {kept} of"
         f" {len(quantizer.matmuls)} matmuls left in fp32; {budget:g} is allowed"
     )
 
 
 def release_packed(
-    fused: ir.Model, architecture: Architecture, scratch: Path, fp32: Judged, judged_by: Judge, budget: float,
-    progress: Progress,
-) -> Released:  # fmt: skip
+    fused: ir.Model, architecture: Architecture, scratch: Path, compare: Compare, budget: float, progress: Progress
+) -> Released:
     """Return the packed fp16 model of a fused one, whose F1 is within the budget, in points, of fp32's.
 
     Where no GPU can run it, its twin is judged on the CPU. Raises ExportError if it loses more.
@@ -151,33 +111,48 @@ def release_packed(
     except MissingDependency as error:
         progress(f"no GPU can run it here ({error}); its twin is judged on the CPU, and it is marked unverified")
         ir.save(pack(fused, architecture, twin=True), twin := scratch / f"{path.stem}-twin.onnx")
-    judged = judged_by(twin or path)
-    drop = f1_drop(fp32.evaluation, judged.evaluation)
-    progress(_lost("fp16", drop, budget))
-    if drop.points > budget:
+    found = compare(twin or path)
+    progress(_lost("fp16", found.drop, budget))
+    if found.drop.points > budget:
         raise ExportError(
-            f"fp16 loses {drop.points:.2f} F1 on {len(judged.evaluation.questions)} questions; {budget:g} is allowed"
+            f"fp16 loses {found.drop.points:.2f} F1 on {len(found.evaluation.questions)} questions;"
+            f" {budget:g} is allowed"
         )
-    if doubt := _doubt(fp32.evaluation, drop, budget):
+    if doubt := _doubt(found.evaluation, found.drop, budget):
         progress(f"{doubt}: more questions (--eval) would make it surer")
-    return Released(model, path, judged, {}, _against(fp32, judged, drop), twin)
+    return Released(model, path, _against_fp32(found), found, stand_in=twin)
 
 
 def _lost(what: str, drop: Drop, budget: float) -> str:
     return (
         f"{what} loses {drop.points:.2f} points of F1"
-        f" ({_LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
+        f" ({LEVEL} % interval {drop.low:.2f} to {drop.high:.2f}); {budget:g} are allowed"
     )
 
 
-def _against(fp32: Judged, judged: Judged, drop: Drop) -> dict[str, float]:
-    """What a model's answers are beside fp32's."""
+def scores(found: Evaluation) -> dict[str, float]:
+    """What a model's answers to all questions are worth."""
+    return {"exact_match": found.exact_match, "f1": found.f1, "questions": len(found.questions)}
+
+
+def scores_of_fp32(found: Comparison) -> dict[str, float]:
+    """What fp32's answers are worth, as far as it had to be asked."""
     return {
-        "largest_difference_from_fp32": largest_difference(fp32.logits, judged.logits),
-        "answers_as_fp32": agreement(fp32.evaluation, judged.evaluation),
-        "f1_drop": drop.points,
-        "f1_drop_low": drop.low,
-        "f1_drop_high": drop.high,
+        "exact_match": found.fp32_exact_match,
+        "f1": found.fp32_f1,
+        "questions": len(found.evaluation.questions),
+        "questions_asked": found.asked,
+    }
+
+
+def _against_fp32(found: Comparison) -> dict[str, float]:
+    """What a model's answers are, and what they are beside fp32's."""
+    return scores(found.evaluation) | {
+        "largest_difference_from_fp32": found.largest_difference,
+        "answers_as_fp32": found.agreement,
+        "f1_drop": found.drop.points,
+        "f1_drop_low": found.drop.low,
+        "f1_drop_high": found.drop.high,
     }
 
 
@@ -187,30 +162,6 @@ def _doubt(judged: Evaluation, drop: Drop, budget: float) -> str:
     if passages < _LEAST_PASSAGES:
         return f"{len(judged.questions)} questions on {passages} passages are too few to judge by"
     return f"the interval reaches beyond {budget:g}" if drop.high > budget else ""
-
-
-def f1_drop(before: Evaluation, after: Evaluation) -> Drop:
-    """How much F1 falls between two models' answers to the same questions.
-
-    The interval is a paired bootstrap's (Efron, 1979), which draws passages: questions on one are not independent.
-    """
-    losses = 100 * (np.array(before.f1s) - np.array(after.f1s))
-    numbers: dict[str, int] = {}
-    passage = [numbers.setdefault(question.context, len(numbers)) for question in before.questions]
-    lost, count = np.bincount(passage, losses), np.bincount(passage)
-    generator = np.random.default_rng(0)
-    means = []
-    for _ in range(_RESAMPLES):
-        drawn = generator.integers(0, len(lost), len(lost))
-        means.append(lost[drawn].sum() / count[drawn].sum())
-    low, high = np.percentile(means, [(100 - _LEVEL) / 2, (100 + _LEVEL) / 2])
-    return Drop(float(losses.mean()), float(low), float(high))
-
-
-def agreement(one: Evaluation, other: Evaluation) -> float:
-    """The share of questions that have the same place for an answer."""
-    pairs = list(zip(one.answers, other.answers, strict=True))
-    return sum((a.start, a.end) == (b.start, b.end) for a, b in pairs) / len(pairs)
 
 
 def rank(

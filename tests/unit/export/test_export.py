@@ -25,12 +25,11 @@ from distilqa.bundle import CARD, INT8_PROBE, MANIFEST, SELF_TEST, TOKENIZER, VA
 from distilqa.engine import open_session, token_types
 from distilqa.errors import BundleError
 from distilqa.reader import Reader
-from distilqa_export import export as export_module
-from distilqa_export import gate, samples
+from distilqa_export import gate, judge, samples
 from distilqa_export.checkpoint import Checkpoint
 from distilqa_export.errors import CheckpointError, ExportError
 from distilqa_export.export import export
-from distilqa_export.gate import Drop
+from distilqa_export.judge import Drop
 from distilqa_export.pack import pack
 
 MakeTiny = Callable[..., Path]
@@ -69,7 +68,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration, evaluation = samples.packaged_calibration()[:5], samples.packaged_evaluation()[:5]
     monkeypatch.setattr(samples, "packaged_calibration", lambda: calibration)
     monkeypatch.setattr(samples, "packaged_evaluation", lambda: evaluation)
-    monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_: Drop(0, 0, 0))
+    monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_: Drop(0, 0, 0))
 
 
 @pytest.fixture
@@ -119,8 +118,8 @@ def test_describes_the_model(exported: Exported, tiny: Checkpoint, kind: str) ->
 def test_tells_of_each_step(exported: Exported) -> None:
     told = [step.split()[0] for step in exported.steps]
     fp32, int8, calibrate = ["cpu-fp32:"] * 10, ["cpu-int8:"] * 10, ["calibrate"] * 11
-    assert told[:26] == ["load", "trace", "fuse", "check", "evaluate", *fp32, *calibrate]
-    assert told[26:] == ["quantise", *int8, "int8", "100", "time,"], "a hundred questions are too few, it says"
+    assert told[:15] == ["load", "trace", "fuse", "check", *calibrate]
+    assert told[15:] == ["quantise,", *int8, *fp32, "int8", "100", "time,"], "a hundred questions are too few, it says"
 
 
 def test_says_nothing_of_where_it_was_made(exported: Exported, tiny_folder: Path) -> None:
@@ -178,7 +177,7 @@ def test_the_self_test_does_not_depend_on_the_callers_questions(
         for file in (one, evaluation)
     ]
     assert found[0].tolerance == found[1].tolerance
-    assert found[0].measured["largest_difference_from_fp32"] < found[1].measured["largest_difference_from_fp32"]
+    assert found[0].tolerance == 2 * found[0].measured["largest_difference_from_fp32"]
 
 
 @pytest.mark.usefixtures("few_samples")
@@ -189,7 +188,7 @@ def test_says_where_the_verdict_may_be_chance(
     for least, high, doubt in ((3, 0.4, ""), (3, 0.6, "the interval reaches beyond 0.5"), (4, 0.4, few)):
         monkeypatch.setattr("distilqa_export.gate._LEAST_PASSAGES", least)
         steps: list[str] = []
-        monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_, high=high: Drop(0.1, -0.2, high))
+        monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_, high=high: Drop(0.1, -0.2, high))
         export(str(distilbert), tmp_path / f"{least} {high}", progress=steps.append)
         said = [step for step in steps if step.startswith("int8 with") or "more questions" in step]
         assert said[0] == (
@@ -319,7 +318,7 @@ def test_names_the_line_of_a_wrong_calibration_file(sample: dict[str, str], dist
 def drops(monkeypatch: pytest.MonkeyPatch, *points: float) -> None:
     """Let int8 lose so many points of F1 at each try, and the last ever after."""
     tries = chain(points, repeat(points[-1]))
-    monkeypatch.setattr("distilqa_export.gate.f1_drop", lambda *_: Drop(next(tries), 0, 99))
+    monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_: Drop(next(tries), 0, 99))
 
 
 @pytest.mark.usefixtures("few_samples")
@@ -387,7 +386,7 @@ def test_with_a_gpu_it_is_verified(
     """Here the CPU is taken for one, and the model's twin for the model."""
     twin = partial(pack, twin=True)
     monkeypatch.setattr(gate, "pack", twin)
-    for module in (gate, export_module, cuda):
+    for module in (gate, judge, cuda):
         monkeypatch.setattr(module, "open_cuda_session", lambda path, **_: open_session(path, threads=1))
     manifest = export(str(distilbert), tmp_path / "bundle", variants=["cuda-fp16"])
     variant = manifest.variants["cuda-fp16"]
@@ -400,7 +399,7 @@ def test_with_a_gpu_it_is_verified(
 def test_fp16_that_loses_too_much_is_refused(
     distilbert: Path, tmp_path: Path, few_samples: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "f1_drop", lambda *_: Drop(0.7, 0.6, 0.8))
+    monkeypatch.setattr(judge, "f1_drop", lambda *_: Drop(0.7, 0.6, 0.8))
     with pytest.raises(ExportError, match=r"fp16 loses 0\.70 F1 on 5 questions; 0\.5 is allowed"):
         export(str(distilbert), tmp_path / "bundle", variants=["cuda-fp16"])
     assert not (tmp_path / "bundle").exists()
@@ -418,7 +417,7 @@ STEPS = (
     "trace",
     "fuse",
     "check_fp32",
-    "judge",
+    "Judge",
     "Quantizer",
     "release",
     "int8_probe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,64 +15,17 @@ from distilqa.windows import Int64
 from distilqa_export.checkpoint import Checkpoint
 from distilqa_export.errors import ExportError
 from distilqa_export.fuse import census
-from distilqa_export.gate import Judged, Released, agreement, f1_drop, rank, release
+from distilqa_export.gate import Released, rank, release
+from distilqa_export.judge import Comparison, Drop
 from distilqa_export.quantize import Quantizer
 
 
-def evaluation(right: Sequence[bool], contexts: Sequence[str] | None = None) -> Evaluation:
-    """Answers to questions whose answer is "yes", some of them right."""
-    contexts = contexts or [f"passage {number}" for number in range(len(right))]
-    questions = [Question(str(number), "?", context, ("yes",)) for number, context in enumerate(contexts)]
-    answers = [Answer("yes", 0, 3, 1.0, 0) if one else Answer("no", 4, 6, 1.0, 0) for one in right]
-    return Evaluation(questions, answers, 1.0)
-
-
-def judged(right: Sequence[bool]) -> Judged:
-    return Judged(evaluation(right), [[(np.zeros(3, np.float32), np.zeros(3, np.float32))]] * len(right))
-
-
-def test_drop_is_in_points_of_f1() -> None:
-    drop = f1_drop(evaluation([True] * 100), evaluation([True] * 97 + [False] * 3))
-    assert drop.points == pytest.approx(3.0)
-    # Binomial: three of a hundred, give or take twice the square root of 2.91.
-    assert drop.low == pytest.approx(0.0, abs=1.01)
-    assert drop.high == pytest.approx(6.5, abs=1.01)
-
-
-def test_drop_is_paired() -> None:
-    """What both get wrong says nothing about their difference."""
-    same = [True, False] * 200
-    drop = f1_drop(evaluation(same), evaluation(same))
-    assert (drop.points, drop.low, drop.high) == (0, 0, 0)
-
-
-def test_a_gain_is_a_negative_drop() -> None:
-    assert f1_drop(evaluation([False, True]), evaluation([True, True])).points == -50
-
-
-def test_questions_on_one_passage_are_drawn_together() -> None:
-    """Where all questions of a passage fall together there are fewer independent cases, and the interval is wider."""
-    before, after = [True] * 400, [number % 100 >= 4 for number in range(400)]
-    apart = f1_drop(evaluation(before), evaluation(after))
-    four = [f"passage {number % 100}" for number in range(400)]
-    together = f1_drop(evaluation(before, four), evaluation(after, four))
-    assert together.points == apart.points == pytest.approx(4)
-    assert together.high - together.low > 1.5 * (apart.high - apart.low)
-
-
-def test_contexts_are_told_apart_however_long_they_are() -> None:
-    """Neither does the longest decide on memory, nor are NULs at the end lost."""
-    before, after = [True] * 4000, [number % 2 == 0 for number in range(4000)]
-    contexts = ["x" * 1_000_000, *(f"passage {number}" for number in range(3997)), "a", "a\0"]
-    tracemalloc.start()
-    f1_drop(evaluation(before, contexts), evaluation(after, contexts))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 100e6
-
-
-def test_agreement_is_the_share_of_equal_places() -> None:
-    assert agreement(evaluation([True, False, True, False]), evaluation([True, True, True, False])) == 0.75
+def compared(wrong: int) -> Comparison:
+    """A hundred answers of which so many are wrong, and none of fp32's."""
+    questions = [Question(str(number), "?", f"passage {number}", ("yes",)) for number in range(100)]
+    answers = [Answer("no" if number < wrong else "yes", 0, 3, 1.0, 0) for number in range(100)]
+    drop = Drop(float(wrong), float(wrong), float(wrong))
+    return Comparison(Evaluation(questions, answers, 1.0), drop, 1 - wrong / 100, 100.0, 100.0, 100, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +94,7 @@ def outcome(quantizer: Quantizer, windows: list[Int64], folder: Path, wrong: Seq
         quantizer,
         folder,
         windows,
-        judged([True] * 100),
-        lambda model: judged([number >= count for count in [next(tries)] for number in range(100)]),
+        lambda model: compared(next(tries)),
         budget,
         lambda step: None,
     )
@@ -154,6 +105,8 @@ def test_passes(quantizer: Quantizer, calibration: list[Int64], tmp_path: Path) 
     assert released.fp32_matmuls == {}
     assert released.measured["f1_drop"] == pytest.approx(2)
     assert released.measured["answers_as_fp32"] == 0.98
+    assert released.measured["f1"] == 98
+    assert (released.measured["questions"], released.measured["largest_difference_from_fp32"]) == (100, 0.5)
     assert "bytes_for_fp32_matmuls" not in released.measured
     assert census(released.model)["MatMulIntegerToFloat"] == 16
 

@@ -1,0 +1,205 @@
+"""What a model's answers are worth beside fp32's, with as few of fp32's as that takes.
+
+fp32 is the slowest to ask, and answers all but a few per cent of the questions as int8 does. Where it does not, int8
+itself hesitated: its second place was almost as likely as its first. So a model answers every question, and fp32 those
+where the model's margin is near what its logits are off by; of the others it is asked a sample, in which each counts
+for those that were not (Horvitz and Thompson, 1952). What is lost, and its interval, are as of all questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from distilqa.answer import Answer
+from distilqa.bundle import GPU_VARIANTS
+from distilqa.cuda import open_cuda_session
+from distilqa.engine import open_session, usable_cores
+from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question, evaluate
+from distilqa.spans import Float32, decode
+from distilqa.windows import Tokenized
+from distilqa_export.calibrate import Float64
+from distilqa_export.check import Run, logits_of, runner
+from distilqa_export.progress import Progress, tenths
+
+_RESAMPLES = 10_000
+LEVEL = 95
+
+# What share of the questions fp32 is asked, by the margin in errors of the logits: up to so many, and beyond. Of the
+# shipped checkpoint's answers that differ from fp32's 98 % are within the first, and all within the second.
+_SHARES, _BEYOND = ((6.0, 1.0), (12.0, 0.4)), 0.05
+# Fewer questions are all asked.
+_SAMPLED_FROM = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """By how many points F1 falls, and the interval in which that lies with 95 per cent confidence."""
+
+    points: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A model's answers to all questions, and what they are beside fp32's.
+
+    ``agreement`` is the share of answers at fp32's place. ``fp32_exact_match`` and ``fp32_f1``, in per cent, are worked
+    out from the ``asked`` questions that fp32 has answered. ``largest_difference`` is that of any logit, on other text.
+    """
+
+    evaluation: Evaluation
+    drop: Drop
+    agreement: float
+    fp32_exact_match: float
+    fp32_f1: float
+    asked: int
+    largest_difference: float
+
+
+def open_run(model: Path, threads: int = 1) -> Run:
+    """What runs a saved model that is named after its variant."""
+    return runner(open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=threads))
+
+
+class Judge:
+    """Judges saved models by the evaluation's questions and beside a saved fp32 model.
+
+    ``tokenized`` has each question by its id; ``text`` is what logits are compared on. ``progress`` is told of each
+    tenth of the questions.
+    """
+
+    def __init__(
+        self,
+        fp32: Path,
+        questions: Sequence[Question],
+        tokenized: Mapping[str, Tokenized],
+        text: Sequence[Tokenized],
+        progress: Progress,
+    ) -> None:
+        self._fp32 = fp32
+        self._questions = questions
+        self._tokenized = tokenized
+        self._text = text
+        self._progress = progress
+        self._known: dict[str, Answer] = {}
+        self._draws = np.random.default_rng(0).random(len(questions))
+
+    def scores(self, model: Path) -> Evaluation:
+        """Its answers to all questions."""
+        return self._answer(model, self._questions, {})
+
+    def compare(self, model: Path) -> Comparison:
+        """Its answers to all questions, beside as many of fp32's as it takes."""
+        differences = self._logits(model) - self._fp32_logits
+        margins: dict[str, float] = {}
+        found = self._answer(model, self._questions, margins)
+        share = asked_share(
+            np.array([margins[question.id] for question in self._questions]), float(np.sqrt((differences**2).mean()))
+        )
+        asked = self._draws < share
+        self._ask_fp32([question for question, one in zip(self._questions, asked, strict=True) if one])
+        # Where fp32 was not asked its answer is taken for the model's, and the others' weights make that good.
+        answers = [self._known[q.id] if one else a for q, a, one in zip(*_columns(found), asked, strict=True)]
+        fp32 = Evaluation(self._questions, answers, 0.0)
+        weights = asked / share
+        exact_match, f1 = (
+            float((weights * (np.array(before) - np.array(after))).mean() * 100)
+            for before, after in ((fp32.exact_matches, found.exact_matches), (fp32.f1s, found.f1s))
+        )
+        return Comparison(
+            found,
+            f1_drop(fp32, found, weights),
+            agreement(fp32, found, weights),
+            found.exact_match + exact_match,
+            found.f1 + f1,
+            int(asked.sum()),
+            float(np.abs(differences).max()),
+        )
+
+    def _ask_fp32(self, questions: Sequence[Question]) -> None:
+        new = [question for question in questions if question.id not in self._known]
+        for question, answer in zip(new, self._answer(self._fp32, new, {}).answers, strict=True):
+            self._known[question.id] = answer
+
+    def _answer(self, model: Path, questions: Sequence[Question], margins: dict[str, float]) -> Evaluation:
+        run = open_run(model)
+        told = tenths(model.stem, max(1, len(questions)), "questions", self._progress)
+        return answer_all(run, questions, self._tokenized, told, margins)
+
+    @cached_property
+    def _fp32_logits(self) -> Float32:
+        return self._logits(self._fp32)
+
+    def _logits(self, model: Path) -> Float32:
+        run = open_run(model)
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            found = list(pool.map(lambda one: logits_of(run, one), self._text))
+        return np.concatenate([np.array(pair) for pairs in found for pair in pairs], axis=1)
+
+
+def _columns(found: Evaluation) -> tuple[Iterable[Question], Iterable[Answer]]:
+    return found.questions, found.answers
+
+
+def answer_all(
+    run: Run,
+    questions: Sequence[Question],
+    tokenized: Mapping[str, Tokenized],
+    progress: Callable[[int], None],
+    margins: dict[str, float] | None = None,
+) -> Evaluation:
+    """Answer the questions with a model, on a core each. ``tokenized`` has each question by its id.
+
+    ``progress`` is told how many are done; ``margins`` takes, by id, how far the logarithm of the best answer's score
+    is above the second's.
+    """
+    margins = {} if margins is None else margins
+
+    def answer(question: Question) -> Answer:
+        one = tokenized[question.id]
+        best, *others = decode(one, logits_of(run, one), top_k=2, max_answer_tokens=MAX_ANSWER_TOKENS)
+        second = others[0].score if others else 0.0
+        margins[question.id] = float(np.log(best.score / second)) if second > 0 else np.inf
+        return best
+
+    return evaluate(questions, answer, lanes=usable_cores(), progress=progress)
+
+
+def asked_share(margins: Float64, error: float) -> Float64:
+    """Of questions with such margins, (questions,), the share that fp32 is asked, by the error of the logits."""
+    if len(margins) < _SAMPLED_FROM:
+        return np.ones(len(margins))
+    return np.select([margins <= most * error for most, _ in _SHARES], [share for _, share in _SHARES], _BEYOND)
+
+
+def f1_drop(before: Evaluation, after: Evaluation, weights: Float64 | float = 1.0) -> Drop:
+    """How much F1 falls between two models' answers to the same questions, which count by their weights.
+
+    The interval is a paired bootstrap's (Efron, 1979), which draws passages: questions on one are not independent.
+    """
+    losses = 100 * weights * (np.array(before.f1s) - np.array(after.f1s))
+    numbers: dict[str, int] = {}
+    passage = [numbers.setdefault(question.context, len(numbers)) for question in before.questions]
+    lost, count = np.bincount(passage, losses), np.bincount(passage)
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(_RESAMPLES):
+        drawn = generator.integers(0, len(lost), len(lost))
+        means.append(lost[drawn].sum() / count[drawn].sum())
+    low, high = np.percentile(means, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+    return Drop(float(losses.mean()), float(low), float(high))
+
+
+def agreement(one: Evaluation, other: Evaluation, weights: Float64 | float = 1.0) -> float:
+    """The share of questions that have the same place for an answer; they count by their weights."""
+    pairs = zip(one.answers, other.answers, strict=True)
+    elsewhere: npt.NDArray[np.bool_] = np.array([(a.start, a.end) != (b.start, b.end) for a, b in pairs])
+    return 1 - float((weights * elsewhere).mean())
