@@ -5,6 +5,7 @@ PIP_FLAGS ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CHECKPOINT ?= models/distilbert-384-squad
 BUNDLE ?= build/bundle
+DIST ?= dist
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
@@ -34,6 +35,7 @@ help: ## print this
 	    TORCH_INDEX "where PyTorch's CPU build is ($(TORCH_INDEX))" \
 	    CHECKPOINT 'what is exported ($(CHECKPOINT))' \
 	    BUNDLE 'where to ($(BUNDLE))' \
+	    DIST "where make dist writes ($(DIST))" \
 	    BENCH_FLAGS 'for python -m benchmarks'
 
 setup: $(READY) ## make .venv, with what serving and exporting need
@@ -61,7 +63,7 @@ if test "$$(uname)" != Linux || $(INSTALL) --no-index --no-deps 'torch==$(TORCH)
 elif timeout 10 $(PIP) index versions torch --index-url $(TORCH_INDEX) --retries 0 --timeout 5 2>&1 | grep -qF '$(TORCH)+cpu'; \
 then $(INSTALL) --no-deps --index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu'; \
 else echo "PyTorch's CPU build is not to be had from $(TORCH_INDEX)," \
-    "so PyTorch comes from PyPI, with CUDA: 2.9 GB to fetch, 5 GB on disk."; fi
+    "so PyTorch comes from PyPI, with CUDA: 2.9 GB to fetch, 5.1 GB on disk."; fi
 endef
 
 $(READY_DEV): $(READY)
@@ -80,11 +82,11 @@ export = @if test -e $(1)/manifest.json; then echo '$(1) is there already; remov
 bundle: $(READY) ## export the checkpoint to a bundle, once
 	$(call export,$(BUNDLE))
 
-dist: $(READY) ## write the wheel, the sdist and a bundle for devices, with its digest, to dist/
+dist: $(READY) ## write the wheel, the sdist and a bundle for devices, with its digest
 	$(call export,$(DEVICE_BUNDLE),--variant cpu-int8)
 	@$(INSTALL) --quiet hatchling
-	$(BIN)/python -m hatchling build
-	$(BIN)/python -m distilqa_export.archive $(DEVICE_BUNDLE) dist
+	$(BIN)/python -m hatchling build --directory $(DIST)
+	$(BIN)/python -m distilqa_export.archive $(DEVICE_BUNDLE) $(DIST)
 
 test: $(READY_DEV) ## pass the tests
 	$(BIN)/pytest

@@ -71,7 +71,8 @@ def test_imports_reader_and_client(
         read = distilqa.Reader({str(bundle)!r}).answer(*asked, top_k=3)
         with distilqa.Client({target!r}) as client:
             served = client.answer(*asked, top_k=3)
-        print(json.dumps(["%d.%d" % sys.version_info[:2], *([dataclasses.asdict(a) for a in b] for b in (read, served))]))"""
+        found = [[dataclasses.asdict(answer) for answer in answers] for answers in (read, served)]
+        print(json.dumps(["%d.%d" % sys.version_info[:2], *found]))"""
     running, *found = json.loads(output(install(wheel, "cpu,server", folder, python), code, folder))
     assert running == version
     expected = [dataclasses.asdict(answer) for answer in Reader(bundle).answer(QUESTION, PASSAGES, top_k=3)]
