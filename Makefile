@@ -27,7 +27,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help: ## print this
 	@echo 'Targets:'
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name does; do printf '  %-12s %s\n' "$$name" "$$does"; done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables:'
 	@printf '  %-12s %s\n' \
 	    PYTHON 'the Python that .venv is made with ($(PYTHON))' \
