@@ -1,50 +1,110 @@
-# Everything a checkout needs: one .venv, made by `make setup`. PIP_FLAGS goes to pip, e.g. an --extra-index-url;
-# BENCH_FLAGS to `python -m benchmarks`.
+# Everything a checkout needs, in one .venv that grows: serving and exporting first, and what tests and benchmarks need
+# when they are asked for. `make` alone prints what there is.
 PYTHON ?= python3
 PIP_FLAGS ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CHECKPOINT ?= models/distilbert-384-squad
 BUNDLE ?= build/bundle
+DIST ?= dist
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+# Is there while pip works. What was interrupted is not mended, but made anew.
+UNFINISHED := .venv/.unfinished
+DEVICE_BUNDLE := $(BUNDLE)-int8
+SERVING := cpu,server,export
+TORCH := $(shell sed -n 's/^ *"torch==\(.*\)",$$/\1/p' pyproject.toml)
 
-.PHONY: setup serve test lint bundle bench bench-full protos emulators
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Most of what is installed is never imported: compiling all of it would take longer than everything else. What is
+# imported is compiled then, and kept whatever the environment says.
+INSTALL := $(PIP) install --no-compile $(PIP_FLAGS)
+unexport PYTHONDONTWRITEBYTECODE
 
-setup: $(READY)
+.PHONY: help setup serve bundle dist test emulators lint bench bench-full protos
 
-$(READY): pyproject.toml
+help: ## print this
+	@echo 'Targets:'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@echo 'Variables:'
+	@printf '  %-12s %s\n' \
+	    PYTHON 'the Python that .venv is made with ($(PYTHON))' \
+	    PIP_FLAGS 'for pip, --index-url and --find-links say' \
+	    TORCH_INDEX "where PyTorch's CPU build is ($(TORCH_INDEX))" \
+	    CHECKPOINT 'what is exported ($(CHECKPOINT))' \
+	    BUNDLE 'where to ($(BUNDLE))' \
+	    DIST "where make dist writes ($(DIST))" \
+	    BENCH_FLAGS 'for python -m benchmarks'
+
+setup: $(READY) ## make .venv, with what serving and exporting need
+
+# Where something cannot be fetched, an environment that was ready is found out of date but left as it was.
+rehearse = @if test -e $(READY); then $(INSTALL) --quiet --dry-run --editable '.[$(1)]'; fi
+
+$(READY): pyproject.toml $(wildcard $(UNFINISHED))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
-	@echo 'Setting up .venv; PyTorch is a large download, so the first time takes minutes.'
+	@echo 'Setting up .venv, which takes a minute or so, and the downloads.'
+	@if test -e $(UNFINISHED); then rm -rf .venv; fi
+	$(call rehearse,$(SERVING))
+	@mkdir -p .venv && touch $(UNFINISHED)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]'
-	@touch $@
+	@# A newer pip is faster.
+	@$(INSTALL) --quiet --upgrade pip
+	@$(torch)
+	$(INSTALL) --editable '.[$(SERVING)]'
+	@rm $(UNFINISHED) && touch $@
 
-bundle: $(READY)
-	@if test -e $(BUNDLE)/manifest.json; then echo '$(BUNDLE) is there already; remove it to export again.'; \
-	else $(BIN)/distilqa export $(CHECKPOINT) --output $(BUNDLE); fi
+# PyTorch for the CPU: what .venv has or pip's settings know of, or else PyTorch's own index, which is asked for nothing
+# else and not waited for. (PyPI's build for other systems than Linux is for the CPU.)
+define torch
+if test "$$(uname)" != Linux || $(INSTALL) --no-index --no-deps 'torch==$(TORCH)' >/dev/null 2>&1; then :; \
+elif timeout 10 $(PIP) index versions torch --index-url $(TORCH_INDEX) --retries 0 --timeout 5 2>&1 | grep -qF '$(TORCH)+cpu'; \
+then $(INSTALL) --no-deps --index-url $(TORCH_INDEX) 'torch==$(TORCH)+cpu'; \
+else echo "PyTorch's CPU build is not to be had from $(TORCH_INDEX)," \
+    "so PyTorch comes from PyPI, with CUDA: 2.9 GB to fetch, 5.1 GB on disk."; fi
+endef
 
-serve: bundle
+$(READY_DEV): $(READY)
+	$(call rehearse,dev)
+	@touch $(UNFINISHED)
+	$(INSTALL) --editable '.[dev]'
+	@rm $(UNFINISHED) && touch $(READY) $@
+
+serve: bundle ## answer questions on 127.0.0.1:50051, with the exported bundle
 	$(BIN)/distilqa serve $(BUNDLE)
 
-test: setup
+# $(call export,BUNDLE,OPTIONS) exports once.
+export = @if test -e $(1)/manifest.json; then echo '$(1) is there already; remove it to export again.'; \
+    else $(BIN)/distilqa export $(CHECKPOINT) --output $(1) $(2); fi
+
+bundle: $(READY) ## export the checkpoint to a bundle, once
+	$(call export,$(BUNDLE))
+
+dist: $(READY) ## write the wheel, the sdist and a bundle for devices, with its digest
+	$(call export,$(DEVICE_BUNDLE),--variant cpu-int8)
+	@$(INSTALL) --quiet hatchling
+	$(BIN)/python -m hatchling build --directory $(DIST)
+	$(BIN)/python -m distilqa_export.archive $(DEVICE_BUNDLE) $(DIST)
+
+test: $(READY_DEV) ## pass the tests
 	$(BIN)/pytest
 
-lint: setup
+emulators: $(READY) ## let the tests also try x86 without VNNI and two kinds of Arm, under qemu-user (Debian on x86-64)
+	@tests/emulated/prepare $(BIN)/python $(PIP_FLAGS)
+
+lint: $(READY_DEV) ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
+bench: $(READY_DEV) ## measure it in ten minutes, into benchmarks/results
 	@$(BIN)/python -m benchmarks --quick $(BENCH_FLAGS)
 
-bench-full: setup
+bench-full: $(READY_DEV) ## measure more, in the better part of an hour
 	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
-protos: setup
+protos: $(READY_DEV) ## generate the code of the protocol
 	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 	    protos/distilqa_protos/v1/question_answering.proto
-
-# What the tests on other kinds of processor need; without it they are skipped.
-emulators: setup
-	@tests/emulated/prepare $(BIN)/python $(PIP_FLAGS)

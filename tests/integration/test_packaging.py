@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
 import sys
 import tomllib
 import zipfile
@@ -14,6 +12,7 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from tests.integration.environments import install, output, run
 
 from distilqa.reader import Reader
 
@@ -26,24 +25,6 @@ FOX = "The quick brown fox jumps over the lazy dog."
 Install = Callable[[str], Path]
 
 
-def run(*command: str | Path, cwd: Path, check: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run a command where no setting of this environment reaches it. One that hangs fails the test."""
-    ours = ("PYTHON", "VIRTUAL_ENV", "DISTILQA_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder, check=True)
-    (built,) = folder.iterdir()
-    return built
-
-
 @pytest.fixture(scope="module")
 def contents(wheel: Path) -> dict[str, bytes]:
     """The wheel's files, by their names in it."""
@@ -52,38 +33,24 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def install(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     """A function that makes an environment with the wheel and the named extras alone, and returns its programs."""
-
-    def make(extras: str) -> Path:
-        folder = tmp_path_factory.mktemp("environment")
-        run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder, check=True)
-        programs = folder / "bin"
-        pip = (sys.executable, "-m", "pip", "--python", programs / "python")
-        run(*pip, "install", f"{wheel}[{extras}]", cwd=folder, check=True)
-        return programs
-
-    return make
+    return lambda extras: install(wheel, extras, tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture(scope="module")
-def cpu(install: Install) -> Path:
-    return install("cpu")
+def cpu(installed: Install) -> Path:
+    return installed("cpu")
 
 
 @pytest.fixture(scope="module")
-def client(install: Install) -> Path:
-    return install("client")
+def client(installed: Install) -> Path:
+    return installed("client")
 
 
 @pytest.fixture(scope="module")
-def server(install: Install) -> Path:
-    return install("server,cpu")
-
-
-def python(programs: Path, code: str, cwd: Path) -> str:
-    """What the code prints, run by that environment's Python."""
-    return run(programs / "python", "-I", "-c", code, cwd=cwd, check=True).stdout
+def server(installed: Install) -> Path:
+    return installed("server,cpu")
 
 
 def missing(programs: Path, modules: list[str], cwd: Path) -> list[str]:
@@ -97,7 +64,7 @@ def missing(programs: Path, modules: list[str], cwd: Path) -> list[str]:
             except ModuleNotFoundError:
                 missing.append(name)
         print(json.dumps(missing))"""
-    names: list[str] = json.loads(python(programs, code, cwd))
+    names: list[str] = json.loads(output(programs, code, cwd))
     return names
 
 
@@ -156,7 +123,7 @@ def test_cpu_alone_answers(cpu: Path, bundle: Path, tmp_path: Path) -> None:
         import dataclasses, json, distilqa
         (answer,) = distilqa.Reader({str(bundle)!r}).answer({QUESTION!r}, {FOX!r})
         print(json.dumps(dataclasses.asdict(answer)))"""
-    found = json.loads(python(cpu, code, tmp_path))
+    found = json.loads(output(cpu, code, tmp_path))
     (expected,) = Reader(bundle).answer(QUESTION, FOX)
     assert (found["text"], found["start"], found["end"]) == (expected.text, expected.start, expected.end)
     assert found["score"] == pytest.approx(expected.score, abs=0.1)
@@ -188,7 +155,7 @@ def test_client_alone_has_the_clients(client: Path, tmp_path: Path) -> None:
             except distilqa.Unavailable:
                 print("sync")
         asyncio.run(ask())"""
-    assert python(client, code, tmp_path).split() == ["sync", "async"]
+    assert output(client, code, tmp_path).split() == ["sync", "async"]
 
 
 def test_client_alone_is_small(client: Path, tmp_path: Path) -> None:
@@ -203,7 +170,7 @@ def test_client_alone_says_what_a_reader_needs(client: Path, bundle: Path, tmp_p
             distilqa.Reader({str(bundle)!r})
         except distilqa.MissingDependency as error:
             print(error)"""
-    assert "pip install 'distilqa[cpu]'" in python(client, code, tmp_path)
+    assert "pip install 'distilqa[cpu]'" in output(client, code, tmp_path)
 
 
 def test_client_alone_inspects(client: Path, bundle: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Every command and every program of the README is run, in its order, as a reader would.
 
 What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, SQuAD's file, which the reader has downloaded, has three questions, exports take few questions too, benchmarks
-run at their smallest, and what is for a GPU is served with a CPU's variant.
+asked, a device is the folder itself, SQuAD's file, which the reader has downloaded, has three questions, exports take
+few questions too, benchmarks run at their smallest, and what is for a GPU is served with a CPU's variant.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ class Shell:
 
     def run(self, command: str) -> str:
         """Run a command and return what it prints; one that serves stays in the background."""
-        in_checkout = command.startswith(("make ", ".venv/bin/python ", "python3 -m venv", "venv/"))
+        in_checkout = command.startswith(("make ", ".venv/bin/python ", "python3 -m venv venv", "venv/"))
         directory = ROOT if in_checkout else self.directory
         for name, options in self.smallest.items():
             command = command.replace(name, f"{name} {options}")
         command = re.sub(r"^\.venv/bin/python ", f"{sys.executable} ", command)
-        command = re.sub(r" (--extra-index-url|PIP_FLAGS=\"--extra-index-url) \S+", "", command)
+        command = re.sub(r" --index-url \S+", "", command)
         if in_checkout:
             command = command.replace(SQUAD, str(self.directory / SQUAD))
         command = command.replace("venv/bin/pip", f"{self.directory}/venv/bin/pip")
@@ -77,8 +77,10 @@ class Shell:
         if command.startswith("make bench"):
             results = self.directory / command.removeprefix("make ")
             command += f" BENCH_FLAGS='--tiny --only cost {self.tiny} --results {results}'"
-        if command == "make serve":
+        if command in ("make serve", "make dist"):
             command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT} {self.few}'"
+            command += f" DIST={self.directory / 'dist'}"
+        command = re.sub(r"^scp (\S+) device:$", r"cp \1 .", command)
         if command.startswith(("make serve", "distilqa serve ")) and not command.endswith("--print-settings"):
             serving_now = serving(shlex.split(command), cwd=directory, env=self.environment)
             self.address = self.stack.enter_context(serving_now)[1]
@@ -127,7 +129,7 @@ def test_every_block_runs(shell: Shell) -> None:
     for text in printed.values():
         assert "Traceback" not in text
     asked = [text for command, text in printed.items() if "ask" in command or "answer" in command]
-    assert len(asked) == 10
+    assert len(asked) == 11
     assert all("lazy dog" in text for text in asked)
 
 
