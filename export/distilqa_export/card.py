@@ -74,7 +74,7 @@ Exact match and F1 by SQuAD v1.1's metric, answers of up to {MAX_ANSWER_TOKENS} 
 | variant | questions | exact match | F1 |
 |---|---|---|---|
 {_scores(manifest)}
-{_against_fp32(manifest)}
+{_asked(manifest)}{_against_fp32(manifest)}
 ## Technical data
 Measured at export, all on one machine, {manifest.processor}:
 
@@ -135,6 +135,18 @@ def _scores(manifest: Manifest) -> str:
         "| {} | {questions:,.0f} | {exact_match:.2f} | {f1:.2f} |".format(name, **variant.measured)
         for name, variant in manifest.variants.items()
     )
+
+
+def _asked(manifest: Manifest) -> str:
+    """How many questions fp32 was asked, where that was not all."""
+    measured = manifest.variants["cpu-fp32"].measured if "cpu-fp32" in manifest.variants else {}
+    asked = measured.get("questions_asked")
+    if asked is None or asked == measured["questions"]:
+        return ""
+    return f"""
+fp32 was asked {asked:,.0f} of these questions: those in which the other variant's best two answers
+are nearly as likely, and a sample of the others, in which each counts for those that were left out.
+"""
 
 
 def _against_fp32(manifest: Manifest) -> str:

@@ -196,6 +196,16 @@ def test_int8_against_fp32(manifest: Manifest, tiny: Checkpoint) -> None:
     assert "| cpu-int8 | 4,321 | 60.75 | 72.04 |" in evaluated
 
 
+@pytest.mark.parametrize("asked", [4321.0, 987.0])
+def test_says_how_many_questions_fp32_was_asked_where_that_was_not_all(
+    asked: float, manifest: Manifest, tiny: Checkpoint
+) -> None:
+    fp32 = manifest.variants["cpu-fp32"]
+    sampled = replace(fp32, measured={**fp32.measured, "questions_asked": asked})
+    card = card_of(replace(manifest, variants={**manifest.variants, "cpu-fp32": sampled}), tiny, "")
+    assert ("fp32 was asked 987 of these questions: " in section(card, "Evaluation")) == (asked == 987)
+
+
 def test_technical_data(manifest: Manifest, tiny: Checkpoint) -> None:
     technical = section(card_of(manifest, tiny, ""), "Technical data")
     assert "one machine, some processor (avx2):" in technical
