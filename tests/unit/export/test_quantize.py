@@ -328,6 +328,26 @@ def test_attention_is_rounded_by_rows(
     assert rms(int8 - fp32) < lost * rms(fp32)
 
 
+def test_a_head_whose_keys_are_nothing(checkpoint: Path, calibration: list[Int64], tmp_path: Path) -> None:
+    """As pruning leaves one: its keys have the scale 0, and its queries look at all tokens alike."""
+    model = random_model("distilbert")
+    with torch.no_grad():
+        for layer in model.distilbert.transformer.layer:
+            layer.attention.k_lin.weight[:16].zero_()
+            layer.attention.k_lin.bias[:16].zero_()
+    loaded = load_checkpoint(str(save_with_tokenizer(model, tmp_path / "checkpoint", checkpoint)))
+    fused = save_fused(loaded, tmp_path)
+    model = Quantizer(fused, calibration, loaded.architecture).model()
+    softmaxes = [node.outputs[0] for node in model.graph if node.op_type == "Softmax"]
+    ir.save(model, tmp_path / "int8.onnx")
+    for weights in with_outputs(model, softmaxes, tmp_path / "watched.onnx", calibration[0]):
+        np.testing.assert_allclose(weights[:, 0], 1 / len(calibration[0]), rtol=1e-4)
+    fp32, int8 = (
+        logits_of(runner(open_session(path, threads=1)), calibration) for path in (fused, tmp_path / "int8.onnx")
+    )
+    assert rms(int8 - fp32) < 0.15 * rms(fp32)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_runs_windows_of_all_lengths(length: int, run_fp32: Run, run_int8: Run, tiny: Checkpoint) -> None:
     assert length <= tiny.architecture.positions == 512
