@@ -8,7 +8,7 @@ for those that were not (Horvitz and Thompson, 1952). What is lost, and its inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,7 +107,10 @@ class Judge:
         asked = self._draws < share
         self._ask_fp32([question for question, one in zip(self._questions, asked, strict=True) if one])
         # Where fp32 was not asked its answer is taken for the model's, and the others' weights make that good.
-        answers = [self._known[q.id] if one else a for q, a, one in zip(*_columns(found), asked, strict=True)]
+        answers = [
+            self._known[question.id] if one else answer
+            for question, answer, one in zip(self._questions, found.answers, asked, strict=True)
+        ]
         fp32 = Evaluation(self._questions, answers, 0.0)
         weights = asked / share
         exact_match, f1 = (
@@ -145,10 +148,6 @@ class Judge:
         return np.concatenate([np.array(pair) for pairs in found for pair in pairs], axis=1)
 
 
-def _columns(found: Evaluation) -> tuple[Iterable[Question], Iterable[Answer]]:
-    return found.questions, found.answers
-
-
 def answer_all(
     run: Run,
     questions: Sequence[Question],
@@ -175,7 +174,7 @@ def answer_all(
 
 def asked_share(margins: Float64, error: float) -> Float64:
     """Of questions with such margins, (questions,), the share that fp32 is asked, by the error of the logits."""
-    if len(margins) < _SAMPLED_FROM:
+    if len(margins) < _SAMPLED_FROM or not np.isfinite(error):
         return np.ones(len(margins))
     return np.select([margins <= most * error for most, _ in _SHARES], [share for _, share in _SHARES], _BEYOND)
 

@@ -78,8 +78,9 @@ def test_questions_count_by_their_weights() -> None:
 
 
 def test_all_are_asked_where_the_margin_is_near_the_error_and_fewer_beyond() -> None:
-    margins = np.repeat([0.0, 0.59, 0.61, 1.19, 1.21, np.inf], 100)
+    margins = np.repeat([0.0, 0.49, 0.51, 0.99, 1.01, np.inf], 100)
     assert asked_share(margins, 0.1)[::100].tolist() == [1, 1, 0.4, 0.4, 0.05, 0.05]
+    assert (asked_share(margins, np.nan) == 1).all(), "of which nothing is known"
     assert asked_share(margins, 0.0)[::100].tolist() == [1, 0.05, 0.05, 0.05, 0.05, 0.05], "a model without error"
     assert (asked_share(margins[:499], 0.1) == 1).all(), "few are all asked"
 
