@@ -51,7 +51,7 @@ from distilqa_export.fuse import fuse
 from distilqa_export.gate import rank
 from distilqa_export.judge import agreement, answer_all, f1_drop
 from distilqa_export.quantize import Quantizer
-from distilqa_export.rounding import Int8, int8_scale
+from distilqa_export.rounding import Rounder
 from distilqa_export.speed import median_ratio, side_by_side
 from distilqa_export.trace import trace
 
@@ -184,9 +184,9 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
 def static_steps(workshop: Workshop) -> dict[str, Make]:
     """The exporter's int8 by each calibration method, then with one more of its steps each time, but for the last."""
     steps: dict[str, Callable[..., Any]] = {
-        "equalize": lambda fused, observed: (ir.load(fused), observed),
+        "equalize": lambda fused, observed, heads: (ir.load(fused), observed),
         "_block_factors": lambda units, weight: (len(units.mean), np.ones(1)),
-        "Rounder": _Nearest,
+        "Rounder": _to_nearest,
         "count_outliers": lambda reach: 0,
     }
     attention = [f"layer{number}.attention" for number in range(workshop.architecture.layers)]
@@ -258,15 +258,9 @@ def _clipped(found: Mapping[str, tuple[float, float]]) -> Callable[..., dict[str
     return observe_clipped
 
 
-class _Nearest:
-    """Stands in for the Rounder: each weight to its nearest step."""
-
-    def __init__(self, covariance: Float64) -> None:
-        pass
-
-    def __call__(self, weight: Float64) -> tuple[Int8, Float64]:
-        scale = int8_scale(weight.T)
-        return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+def _to_nearest(covariance: Float64) -> Rounder:
+    """Rounds each weight to its nearest step, as far as there is room beside the other of its pair."""
+    return Rounder(np.eye(len(covariance)))
 
 
 def time_all(contenders: Mapping[str, Contender], windows: Sequence[Int64]) -> dict[str, float]:
