@@ -35,7 +35,7 @@ COVERED_BY_BEING_HERE = {"make test"}
 
 SMALLEST = {
     ".venv/bin/python -m benchmarks.load": "--rounds 1 --questions 2 --seconds 1 --requests 20",
-    ".venv/bin/python -m benchmarks.accuracy": "--first 2 --no-steps",
+    ".venv/bin/python -m benchmarks.accuracy": "--first 2",
 }
 
 
