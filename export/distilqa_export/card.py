@@ -139,13 +139,13 @@ def _scores(manifest: Manifest) -> str:
 
 def _asked(manifest: Manifest) -> str:
     """How many questions fp32 was asked, where that was not all."""
-    measured = manifest.variants["cpu-fp32"].measured if "cpu-fp32" in manifest.variants else {}
-    asked = measured.get("questions_asked")
+    measured = next(iter(manifest.variants.values())).measured
+    asked = measured.get("fp32_questions_asked")
     if asked is None or asked == measured["questions"]:
         return ""
     return f"""
-fp32 was asked {asked:,.0f} of these questions: those in which the other variant's best two answers
-are nearly as likely, and a sample of the others, in which each counts for those that were left out.
+fp32 was asked {asked:,.0f} of these questions: those in which the other variant's best two answers are nearly as
+likely, and a sample of the others, in which each counts for those that were left out.
 """
 
 

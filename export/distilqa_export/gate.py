@@ -141,13 +141,14 @@ def scores_of_fp32(found: Comparison) -> dict[str, float]:
         "exact_match": found.fp32_exact_match,
         "f1": found.fp32_f1,
         "questions": len(found.evaluation.questions),
-        "questions_asked": found.asked,
+        "fp32_questions_asked": found.asked,
     }
 
 
 def _against_fp32(found: Comparison) -> dict[str, float]:
     """What a model's answers are, and what they are beside fp32's."""
     return scores(found.evaluation) | {
+        "fp32_questions_asked": found.asked,
         "largest_difference_from_fp32": found.largest_difference,
         "answers_as_fp32": found.agreement,
         "f1_drop": found.drop.points,
