@@ -68,9 +68,3 @@ def logits_of(run: Run, question: Tokenized) -> list[Logits]:
     """The (start, end) logits of each window of a question, each run alone."""
     pairs = (run([window.input_ids]) for window in question.windows)
     return [(start[0], end[0]) for start, end in pairs]
-
-
-def largest_difference(one: Sequence[list[Logits]], other: Sequence[list[Logits]]) -> float:
-    """The largest difference of any logit."""
-    pairs = [(x, y) for a, b in zip(one, other, strict=True) for x, y in zip(a, b, strict=True)]
-    return float(np.max([np.abs(np.array(x) - np.array(y)).max() for x, y in pairs]))

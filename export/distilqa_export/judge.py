@@ -64,9 +64,9 @@ class Comparison:
     largest_difference: float
 
 
-def open_run(model: Path, threads: int = 1) -> Run:
-    """What runs a saved model that is named after its variant."""
-    return runner(open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=threads))
+def open_run(model: Path) -> Run:
+    """What runs a saved model that is named after its variant, on one thread if on the CPU."""
+    return runner(open_cuda_session(model) if model.stem in GPU_VARIANTS else open_session(model, threads=1))
 
 
 class Judge:
@@ -113,16 +113,14 @@ class Judge:
         ]
         fp32 = Evaluation(self._questions, answers, 0.0)
         weights = asked / share
-        exact_match, f1 = (
-            float((weights * (np.array(before) - np.array(after))).mean() * 100)
-            for before, after in ((fp32.exact_matches, found.exact_matches), (fp32.f1s, found.f1s))
-        )
+        matches_lost = weights * (np.array(fp32.exact_matches) - np.array(found.exact_matches))
+        drop = f1_drop(fp32, found, weights)
         return Comparison(
             found,
-            f1_drop(fp32, found, weights),
+            drop,
             agreement(fp32, found, weights),
-            found.exact_match + exact_match,
-            found.f1 + f1,
+            found.exact_match + 100 * float(matches_lost.mean()),
+            found.f1 + drop.points,
             int(asked.sum()),
             float(np.abs(differences).max()),
         )

@@ -12,13 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from distilqa.engine import open_session
-from distilqa.spans import Float32, Logits
-from distilqa.windows import Int64, Tokenized, Windower
+from distilqa.spans import Float32
+from distilqa.windows import Int64, Windower
 from distilqa_export.check import (
     MAX_FP32_DIFFERENCE,
     Run,
     check_fp32,
-    largest_difference,
     logits_of,
     runner,
 )
@@ -76,37 +75,6 @@ def test_refuses_a_decoder(make_tiny: MakeTiny, tmp_path: Path) -> None:
     ir.save(fuse(trace(decoder, tmp_path / "trace"), decoder.architecture), tmp_path / "fused.onnx")
     with pytest.raises(ExportError, match="differ from PyTorch's"):
         check_fp32(decoder, runner(open_session(tmp_path / "fused.onnx", threads=1)))
-
-
-@pytest.fixture(scope="module")
-def question(checkpoint: Path) -> Tokenized:
-    """A question of one window, on a passage that has a word twice."""
-    tokenizer_json = (checkpoint / "tokenizer.json").read_text(encoding="utf-8")
-    return Windower(tokenizer_json, max_tokens=384).tokenize("Who barks?", ["dog after dog"])
-
-
-def pointing_at(question: Tokenized, token: int) -> list[Logits]:
-    """Logits whose best answer is that token of the passage."""
-    window = question.windows[0]
-    values = np.zeros(window.length, np.float32)
-    values[window.passage_at + token] = 9
-    return [(values, values)]
-
-
-def test_largest_difference_is_of_any_logit(question: Tokenized) -> None:
-    one = [pointing_at(question, 0), pointing_at(question, 1)]
-    other = [[(start.copy(), end.copy()) for start, end in windows] for windows in one]
-    assert largest_difference(one, other) == 0
-    other[1][0][1][4] -= 2.5
-    other[0][0][0][2] += 1.5
-    assert largest_difference(one, other) == 2.5
-
-
-def test_largest_difference_hides_no_nan(question: Tokenized) -> None:
-    one = [pointing_at(question, 0), pointing_at(question, 1)]
-    other = [pointing_at(question, 0), pointing_at(question, 1)]
-    other[1][0][0][4] = math.nan
-    assert math.isnan(largest_difference(one, other))
 
 
 def test_logits_of_runs_each_window_alone(run: Run, tiny: Checkpoint) -> None:

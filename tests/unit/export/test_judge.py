@@ -160,6 +160,18 @@ def test_fp32_is_never_asked_twice() -> None:
     assert len(judge.asked) == len(set(judge.asked)) == first.asked
 
 
+@pytest.mark.parametrize(("least", "greatest", "largest"), [(0.0, 0.0, 0.0), (-2.5, 1.5, 2.5), (np.nan, 9.0, np.nan)])
+def test_the_largest_difference_is_of_any_logit_and_hides_no_nan(
+    least: float, greatest: float, largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp32, other = np.zeros((2, 2, 100), np.float32)
+    other[1, 4], other[0, 2] = least, greatest
+    judge = Sketched(0)
+    monkeypatch.setattr(judge, "_logits", lambda model: fp32 if model.stem == "cpu-fp32" else other)
+    found = judge.compare(Path("cpu-int8.onnx"))
+    np.testing.assert_equal(found.largest_difference, largest)
+
+
 @pytest.fixture
 def tied(tiny: Checkpoint) -> tuple[Windower, list[Question]]:
     questions = [
