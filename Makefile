@@ -54,6 +54,8 @@ $(READY): pyproject.toml $(wildcard $(UNFINISHED))
 	@$(INSTALL) --quiet --upgrade pip
 	@$(torch)
 	$(INSTALL) --editable '.[$(SERVING)]'
+	@# Or the first server would compile what it imports, and have 20 MB more than any other.
+	@$(BIN)/python -c 'import distilqa.app, distilqa.client, onnxruntime'
 	@rm $(UNFINISHED) && touch $@
 
 # PyTorch for the CPU: what .venv has or pip's settings know of, or else PyTorch's own index, which is asked for nothing
