@@ -11,9 +11,11 @@ BENCH_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
-# Is there while pip works. What was interrupted is not mended, but made anew.
+# Is there while pip works, with the number of make's process.
 UNFINISHED := .venv/.unfinished
-DEVICE_BUNDLE := $(BUNDLE)-int8
+# Is there if make made .venv: then what was interrupted is not mended, but made anew. One that was there is added to.
+MADE := .venv/.made
+DEVICE_BUNDLE := $(BUNDLE:/=)-int8
 SERVING := cpu,server,export
 TORCH := $(shell sed -n 's/^ *"torch==\(.*\)",$$/\1/p' pyproject.toml)
 
@@ -44,19 +46,23 @@ setup: $(READY) ## make .venv, with what serving and exporting need
 rehearse = @if test -e $(READY); then $(INSTALL) --quiet --dry-run --editable '.[$(1)]'; fi
 
 $(READY): pyproject.toml $(wildcard $(UNFINISHED))
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
+	@if test -e $(UNFINISHED) && kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
+	    echo 'Another make is setting up .venv. Wait for it.' >&2; exit 1; fi
+	@if test -e $(UNFINISHED) && test -e $(MADE); then rm -rf .venv; fi
+	@python=$(BIN)/python; test -e $$python || python='$(PYTHON)'; $$python -c 'import sys; \
+	    sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
 	@echo 'Setting up .venv, which takes a minute or so, and the downloads.'
-	@if test -e $(UNFINISHED); then rm -rf .venv; fi
 	$(call rehearse,$(SERVING))
-	@mkdir -p .venv && touch $(UNFINISHED)
-	$(PYTHON) -m venv .venv
+	@test -e .venv || { mkdir .venv && touch $(MADE); }
+	@echo $$PPID > $(UNFINISHED)
+	@test -e $(BIN)/python || $(PYTHON) -m venv .venv
 	@# A newer pip is faster.
 	@$(INSTALL) --quiet --upgrade pip
 	@$(torch)
 	$(INSTALL) --editable '.[$(SERVING)]'
 	@# Or the first server would compile what it imports, and have 20 MB more than any other.
 	@$(BIN)/python -c 'import distilqa.app, distilqa.client, onnxruntime'
-	@rm $(UNFINISHED) && touch $@
+	@rm -f $(UNFINISHED) && touch $@
 
 # PyTorch for the CPU: what .venv has or pip's settings know of, or else PyTorch's own index, which is asked for nothing
 # else and not waited for. (PyPI's build for other systems than Linux is for the CPU.)
@@ -70,16 +76,16 @@ endef
 
 $(READY_DEV): $(READY)
 	$(call rehearse,dev)
-	@touch $(UNFINISHED)
+	@echo $$PPID > $(UNFINISHED)
 	$(INSTALL) --editable '.[dev]'
-	@rm $(UNFINISHED) && touch $(READY) $@
+	@rm -f $(UNFINISHED) && touch $(READY) $@
 
 serve: bundle ## answer questions on 127.0.0.1:50051, with the exported bundle
-	$(BIN)/distilqa serve $(BUNDLE)
+	$(BIN)/distilqa serve '$(BUNDLE)'
 
 # $(call export,BUNDLE,OPTIONS) exports once.
-export = @if test -e $(1)/manifest.json; then echo '$(1) is there already; remove it to export again.'; \
-    else $(BIN)/distilqa export $(CHECKPOINT) --output $(1) $(2); fi
+export = @if test -e '$(1)/manifest.json'; then echo '$(1) is there already; remove it to export again.'; \
+    else $(BIN)/distilqa export '$(CHECKPOINT)' --output '$(1)' $(2); fi
 
 bundle: $(READY) ## export the checkpoint to a bundle, once
 	$(call export,$(BUNDLE))
@@ -87,8 +93,8 @@ bundle: $(READY) ## export the checkpoint to a bundle, once
 dist: $(READY) ## write the wheel, the sdist and a bundle for devices, with its digest
 	$(call export,$(DEVICE_BUNDLE),--variant cpu-int8)
 	@$(INSTALL) --quiet hatchling
-	$(BIN)/python -m hatchling build --directory $(DIST)
-	$(BIN)/python -m distilqa_export.archive $(DEVICE_BUNDLE) $(DIST)
+	$(BIN)/python -m hatchling build --directory '$(DIST)'
+	$(BIN)/python -m distilqa_export.archive '$(DEVICE_BUNDLE)' '$(DIST)'
 
 test: $(READY_DEV) ## pass the tests
 	$(BIN)/pytest

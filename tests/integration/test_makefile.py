@@ -158,6 +158,48 @@ def test_what_was_interrupted_is_made_anew(target: str, where: str, checkout: Ch
     assert not (checkout.folder / ".venv" / "half").exists()
 
 
+def test_another_make_is_not_disturbed(checkout: Checkout) -> None:
+    (checkout.folder / ".venv").mkdir()
+    for name in (".made", ".unfinished"):
+        (checkout.folder / ".venv" / name).write_text(f"{os.getpid()}\n")
+    done = checkout.make("setup")
+    assert done.returncode != 0
+    assert "Another make is setting up .venv." in done.stderr
+    assert checkout.installs() == []
+    assert (checkout.folder / ".venv" / ".made").exists()
+
+
+def test_an_environment_of_others_is_added_to_and_never_removed(checkout: Checkout) -> None:
+    own = checkout.folder / ".venv" / "own"
+    own.parent.mkdir()
+    own.touch()
+    for target in ("setup", DEV):
+        assert checkout.make(target, KILL="no-compile *--editable").returncode != 0
+        assert not checkout.is_ready()
+        assert checkout.make(target).returncode == 0
+        assert checkout.is_ready()
+    assert own.exists()
+
+
+def test_the_python_that_is_there_is_the_one_that_is_asked(checkout: Checkout) -> None:
+    checkout.make("setup")
+    os.utime(checkout.folder / ".venv" / ".ready", (0, 0))
+    assert checkout.make("setup", "PYTHON=missing").returncode == 0
+    assert checkout.is_ready()
+
+
+def test_names_with_spaces(checkout: Checkout) -> None:
+    (checkout.folder / "my bundle").mkdir()
+    (checkout.folder / "my bundle" / "manifest.json").touch()
+    done = checkout.make("bundle", "BUNDLE=my bundle")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (
+        0, "my bundle is there already; remove it to export again.",
+    )  # fmt: skip
+    planned = checkout.make("--just-print", "dist", "BUNDLE=a bundle/", "DIST=my dist", "CHECKPOINT=a b").stdout
+    for part in ("distilqa export 'a b' --output 'a bundle-int8' --variant", "build --directory 'my dist'"):
+        assert part in planned
+
+
 def test_what_cannot_be_fetched_leaves_a_ready_environment(checkout: Checkout) -> None:
     checkout.make("setup")
     assert checkout.make(DEV, FAIL="--dry-run").returncode != 0
