@@ -26,7 +26,9 @@ def test_each_step_makes_another_model(workshop: Workshop) -> None:
     for number, name in enumerate(names):
         for other in names[:number]:
             assert not np.array_equal(logits[name], logits[other]), f"{name} is {other}"
-    attention = {name: any(node.op_type == "Attention" for node in ir.load(one.path).graph) for name, one in made.items()}
+    attention = {
+        name: any(node.op_type == "Attention" for node in ir.load(one.path).graph) for name, one in made.items()
+    }
     assert [name for name, kept in attention.items() if not kept] == ["+ attention in int8", "released"]
 
 

@@ -14,6 +14,7 @@ from distilqa.evaluation import Evaluation, Question
 from distilqa.spans import Float32
 from distilqa.windows import Windower
 from distilqa_export.checkpoint import Checkpoint
+from distilqa_export.errors import ExportError
 from distilqa_export.judge import Judge, agreement, answer_all, asked_share, f1_drop
 
 
@@ -78,11 +79,12 @@ def test_questions_count_by_their_weights() -> None:
 
 
 def test_all_are_asked_where_the_margin_is_near_the_error_and_fewer_beyond() -> None:
-    margins = np.repeat([0.0, 0.49, 0.51, 0.99, 1.01, np.inf], 100)
-    assert asked_share(margins, 0.1)[::100].tolist() == [1, 1, 0.4, 0.4, 0.05, 0.05]
+    margins = np.repeat([0.0, 0.29, 0.31, 0.99, 1.01, np.inf], 1000)
+    assert asked_share(margins, 0.1)[::1000].tolist() == [1, 1, 0.4, 0.4, 0.15, 0.15], "300 of the last 2,000"
     assert (asked_share(margins, np.nan) == 1).all(), "of which nothing is known"
-    assert asked_share(margins, 0.0)[::100].tolist() == [1, 0.05, 0.05, 0.05, 0.05, 0.05], "a model without error"
-    assert (asked_share(margins[:499], 0.1) == 1).all(), "few are all asked"
+    assert asked_share(margins, 0.0)[::1000].tolist() == [1, *[0.06] * 5], "a model without error"
+    assert asked_share(margins[::8], 0.1)[::125].tolist() == [1, 1, 0.4, 0.4, 1, 1], "as many as there are"
+    assert (asked_share(margins[:499] + 5, 0.1) == 1).all(), "few are all asked"
 
 
 QUESTIONS = 3000
@@ -140,16 +142,26 @@ def test_few_of_fp32s_answers_tell_what_all_would() -> None:
     assert np.mean(wider) < 1.1
 
 
-def test_a_difference_far_from_any_doubt_counts_for_those_that_were_not_asked() -> None:
-    """A model that is sure and wrong cannot hide: it is found by the sample, and weighs as much as it should."""
+def test_a_model_that_is_sure_and_wrong_has_fp32_asked_everything() -> None:
+    for seed in range(20):
+        judge = Sketched(seed)
+        judge.margins[:] = 50.0
+        judge.answers["cpu-int8"] = judge.answers["cpu-fp32"] & (np.arange(QUESTIONS) % 50 > 0)
+        fp32, int8 = judge.truth()
+        judge.asked.clear()
+        found = judge.compare(Path("cpu-int8.onnx"))
+        assert found.asked == len(judge.asked) == QUESTIONS
+        assert found.drop == f1_drop(fp32, int8)
+        assert found.fp32_f1 == pytest.approx(fp32.f1)
+
+
+def test_of_the_answers_that_a_model_is_sure_of_hundreds_are_asked() -> None:
     judge = Sketched(0)
     judge.margins[:] = 50.0
-    judge.answers["cpu-fp32"][:] = True
-    judge.answers["cpu-int8"][:] = np.arange(QUESTIONS) % 10 > 0
+    judge.answers["cpu-int8"] = judge.answers["cpu-fp32"]
     found = judge.compare(Path("cpu-int8.onnx"))
-    assert found.asked < 0.1 * QUESTIONS
-    assert found.drop.low < 10 < found.drop.high
-    assert found.drop.low > 3
+    assert 250 < found.asked < 350
+    assert (found.drop.points, found.agreement) == (0, 1)
 
 
 def test_fp32_is_never_asked_twice() -> None:
@@ -196,3 +208,20 @@ def test_a_margin_is_how_far_the_best_answer_is_above_the_second(tied: tuple[Win
     assert [answer.text for answer in found.answers] == ["two", "one"]
     assert margins["several"] == pytest.approx(0.75, abs=1e-4), "from the second word to the third"
     assert margins["single"] == np.inf
+
+
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_are_refused(
+    logit: float, place: int, tied: tuple[Windower, list[Question]]
+) -> None:
+    windower, questions = tied
+    tokenized = {one.id: windower.tokenize(one.question, [one.context]) for one in questions}
+
+    def run(windows: Sequence[np.ndarray]) -> list[Float32]:
+        logits = np.zeros((1, len(windows[0])), np.float32)
+        logits[0, place] = logit
+        return [np.zeros_like(logits), logits]
+
+    with pytest.raises(ExportError, match="question several: the model's logits are no finite numbers"):
+        answer_all(run, questions[:1], tokenized, lambda done: None)
