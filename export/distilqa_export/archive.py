@@ -9,6 +9,8 @@ import argparse
 import gzip
 import re
 import tarfile
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from distilqa.bundle import MANIFEST, Bundle, describe
@@ -25,19 +27,29 @@ def archive(path: Path, folder: Path) -> Path:
     files = {name: bundle.verified(name) for name in bundle.manifest.files} | {MANIFEST: bundle.path / MANIFEST}
     name = re.sub(r"[^\w.-]", "-", "-".join(("distilqa", bundle.manifest.name, *bundle.manifest.variants)))
     folder.mkdir(parents=True, exist_ok=True)
-    packed = folder / f"{name}.tar.gz"
+    packed, digest = folder / f"{name}.tar.gz", folder / f"{name}.tar.gz.sha256"
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=folder) as staging:
+        made = Path(staging, "archive")
+        _pack(files, name, made)
+        made.with_suffix(".sha256").write_text(f"{describe(made).sha256}  {packed.name}\n", encoding="utf-8")
+        # Both are whole before either has its name. Without its digest an archive is no finished one.
+        digest.unlink(missing_ok=True)
+        made.replace(packed)
+        made.with_suffix(".sha256").replace(digest)
+    return packed
+
+
+def _pack(files: Mapping[str, Path], folder: str, packed: Path) -> None:
     with (
         packed.open("wb") as file,
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as compressed,
         tarfile.open(mode="w", fileobj=compressed) as tar,
     ):
         for inside, source in sorted(files.items()):
-            entry = tarfile.TarInfo(f"{name}/{inside}")
+            entry = tarfile.TarInfo(f"{folder}/{inside}")
             entry.size = source.stat().st_size
             with source.open("rb") as content:
                 tar.addfile(entry, content)
-    Path(f"{packed}.sha256").write_text(f"{describe(packed).sha256}  {packed.name}\n", encoding="utf-8")
-    return packed
 
 
 def main() -> None:

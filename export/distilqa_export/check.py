@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from distilqa.engine import run_session, token_types
@@ -14,6 +14,9 @@ from distilqa.spans import Float32, Logits
 from distilqa.windows import Int64, Tokenized
 from distilqa_export.checkpoint import Checkpoint
 from distilqa_export.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # fp32 against PyTorch: the same arithmetic in another order.
 MAX_FP32_DIFFERENCE = 1e-3
@@ -24,7 +27,7 @@ _SHAPES = ((1, 8), (1, 61), (8, 16), (4, 128), (2, 333), (1, 384))
 Run = Callable[[Sequence[Int64]], Sequence[Float32]]
 
 
-def runner(session: ort.InferenceSession) -> Run:
+def runner(session: onnxruntime.InferenceSession) -> Run:
     """A function from windows of one length to [start, end] logits, each (windows, length)."""
     inputs = [node.name for node in session.get_inputs()]
     if CUMULATIVE_LENGTHS in inputs:

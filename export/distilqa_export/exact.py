@@ -10,8 +10,8 @@ from the start:
 
 So in each column the positive numbers of rows 2i and 2i + 1 add up to at most 128, the negative ones to at least -128,
 and none is -128. 255 times 128 fits into 16 bits. Where the numbers are known only as the model runs, each is within
-[-64, 64]. Then every kernel gives the same integers: with VNNI, without it, on Arm with and without dot products, in
-WebAssembly.
+[-64, 64], but for those of a row of zeros, which have the scale 0. Then every kernel gives the same integers: with
+VNNI, without it, on Arm with and without dot products, in WebAssembly.
 """
 
 from __future__ import annotations

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, get_args, get_origin
 
 from distilqa.answer import Answer
 from distilqa.bundle import GPU_VARIANTS, VARIANTS, Bundle
-from distilqa.errors import DeadlineExceeded, DistilqaError, InvalidRequest, MissingDependency, VariantUnusable
+from distilqa.errors import (
+    BundleError,
+    DeadlineExceeded,
+    DistilqaError,
+    InvalidRequest,
+    MissingDependency,
+    VariantUnusable,
+)
 from distilqa.processor import read_processor
 
 if TYPE_CHECKING:
@@ -289,9 +296,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
-    """Of each variant, whether it can be used here, as far as its probe tells; of none where there is no runtime."""
+    """Of each variant, whether it can be used here; of none where there is no runtime."""
     from distilqa.cuda_runtime import load_runtime
-    from distilqa.engine import import_onnxruntime, problem_here
+    from distilqa.engine import Engine, import_onnxruntime
 
     try:
         import_onnxruntime()
@@ -299,13 +306,15 @@ def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
         return {}
     found = {}
     for name in bundle.manifest.variants:
+        told = "yes"
         try:
-            problem = problem_here(bundle, name)
             if name in GPU_VARIANTS:
                 load_runtime()
-        except MissingDependency as error:
-            problem = str(error)
-        found[name] = {"can be used on this machine": f"no: {problem}" if problem else "yes"}
+            else:
+                Engine(bundle, name)
+        except (MissingDependency, BundleError) as error:
+            told = f"no: {str(error).removeprefix(f'{bundle.path}: ')}"
+        found[name] = {"can be used on this machine": told}
     return found
 
 

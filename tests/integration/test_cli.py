@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from tests.bundles import let_products_be_wrong
+from tests.bundles import let_products_be_wrong, replace_file
 from tests.integration.servers import CLI, serving
 
-from distilqa.bundle import VARIANTS
+from distilqa.bundle import SELF_TEST, VARIANTS
 from distilqa.processor import read_processor
 
 QUESTION = "What does the fox jump over?"
@@ -228,14 +228,36 @@ def test_ask_uses_the_next_variant_and_says_so_in_a_line(half_usable: Path) -> N
     assert err.startswith(f"distilqa: {half_usable}: {WRONG}")
 
 
+def test_nothing_is_kept_in_the_users_home(bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would, and send it to its makers."""
+    options = ["--passage", "-", "--bundle", str(bundle)]
+    without = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(
+        [*CLI, "ask", QUESTION, *options], input=PASSAGE.encode(), env=without | {"HOME": str(tmp_path)}, check=True
+    )
+    assert done.returncode == 0
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_inspect_tells_what_can_be_used_here(half_usable: Path, gpu_bundle: Path) -> None:
     shown = "can be used on this machine"
     _, out, _ = run(["inspect", str(half_usable)])
     told = [line.split(shown)[1].strip() for line in out.splitlines() if shown in line]
-    assert [one.partition(" (")[0] for one in told] == ["no: it multiplies 8-bit numbers wrongly", "yes"]
+    assert told[0].startswith(f"no: {WRONG}")
+    assert told[1:] == ["yes"]
     assert f"  this machine  {read_processor()}\n" in out
     _, out, _ = run(["inspect", str(gpu_bundle)])
     assert "no: this ONNX Runtime has no CUDAExecutionProvider: " in out
+
+
+def test_inspect_tells_of_a_variant_that_fails_its_self_test(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle", copy_function=os.link))
+    test = json.loads((copy / SELF_TEST).read_text())
+    test["logits"]["cpu-fp32"][0][0][0] += 1
+    replace_file(copy, SELF_TEST, json.dumps(test).encode(), listed=True)
+    _, out, _ = run(["inspect", str(copy)])
+    assert out.count("can be used on this machine               yes\n") == 1
+    assert "no: the self-test of cpu-fp32 failed: " in out
 
 
 def test_inspect_needs_no_runtime(bundle: Path, tmp_path: Path) -> None:

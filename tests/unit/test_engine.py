@@ -32,7 +32,6 @@ from distilqa.engine import (
     _cgroup_quota,
     import_onnxruntime,
     open_engine,
-    problem_here,
     run_session,
     token_types,
     usable_cores,
@@ -251,12 +250,42 @@ def test_a_probe_that_tells_nothing_is_damaged(copy: Path) -> None:
     assert not isinstance(caught.value, VariantUnusable)
 
 
-def test_what_can_be_told_at_once(copy: Path) -> None:
-    assert [problem_here(Bundle.open(copy), name) for name in VARIANTS] == ["", ""]
+def test_damage_of_the_next_variant_does_not_hide_why_it_was_needed(copy: Path) -> None:
     let_products_be_wrong(copy)
-    problem, none = (problem_here(Bundle.open(copy), name) for name in VARIANTS)
-    assert problem.startswith("it multiplies 8-bit numbers wrongly (")
-    assert none == ""
+    replace_file(copy, "cpu-fp32.onnx", b"", listed=False)
+    with pytest.raises(BundleError, match=r"it multiplies 8-bit numbers wrongly .* And .*cpu-fp32\.onnx: has 0 bytes"):
+        open_engine(Bundle.open(copy))
+
+
+@pytest.mark.parametrize(
+    ("product", "expected", "problem"),
+    [
+        (np.array(["1"], object), np.array(["2"], object), "cannot be run"),
+        (np.zeros(1, np.float32), np.zeros(2, np.float32), "cannot be run"),
+        (np.zeros(0, np.float32), np.zeros(0, np.float32), "tests nothing"),
+    ],
+    ids=["strings", "other sizes", "nothing"],
+)
+def test_a_probe_of_other_outputs_is_damaged(
+    copy: Path, product: npt.NDArray[Any], expected: npt.NDArray[Any], problem: str
+) -> None:
+    tensors = [numpy_helper.from_array(product, "given"), numpy_helper.from_array(expected, "right")]
+    outputs = ("product", "expected")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [one.name], [out]) for one, out in zip(tensors, outputs, strict=True)],
+        "probe",
+        [],
+        [
+            onnx.helper.make_tensor_value_info(out, one.data_type, one.dims)
+            for one, out in zip(tensors, outputs, strict=True)
+        ],
+        tensors,
+    )
+    model = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    replace_file(copy, INT8_PROBE, model.SerializeToString(), listed=True)
+    with pytest.raises(BundleError, match=f"{INT8_PROBE}: {problem}") as caught:
+        open_engine(Bundle.open(copy))
+    assert not isinstance(caught.value, VariantUnusable)
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["start", "end"])

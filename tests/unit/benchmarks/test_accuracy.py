@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from benchmarks.accuracy import Workshop, static_steps, stock_recipes
+from transformers import AutoModelForQuestionAnswering
 
-_WINDOWS = 8
+_LAYERS, _WINDOWS = 2, 8
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    workshop = Workshop(tmp_path_factory.mktemp("workshop"))
+def workshop(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Of the first layers of the shipped checkpoint, and a few windows."""
+    short = tmp_path_factory.mktemp("checkpoint")
+    for file in checkpoint.iterdir():
+        shutil.copy(file, short)
+    AutoModelForQuestionAnswering.from_pretrained(checkpoint, n_layers=_LAYERS).save_pretrained(short)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("benchmarks.models.CHECKPOINT", short)
+        workshop = Workshop(tmp_path_factory.mktemp("workshop"))
     workshop.windows = [window for window in workshop.windows if len(window) > 128][:_WINDOWS]
     return workshop
 

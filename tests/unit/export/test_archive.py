@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,21 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from tests.bundles import replace_file
 
 from distilqa.bundle import Bundle
 from distilqa.errors import BundleError
 from distilqa_export.archive import archive
 
 NAME = "distilqa-distilbert-384-squad-cpu-int8-cpu-fp32"
+
+
+@pytest.fixture(scope="module")
+def bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose largest file is small: packing it takes no time."""
+    copy = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("light") / "bundle", copy_function=os.link))
+    replace_file(copy, "cpu-fp32.onnx", b"fp32", listed=True)
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +70,22 @@ def test_command(bundle: Path, tmp_path: Path) -> None:
     failed = subprocess.run([*command, tmp_path, tmp_path / "dist"], capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "is not a bundle" in failed.stderr
+
+
+def test_what_fails_leaves_the_archive_that_was_there(
+    packed: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or none, and nothing half done beside it."""
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", fail)
+    there = sorted(path.name for path in packed.parent.iterdir())
+    size = packed.stat().st_size
+    for folder, expected in ((tmp_path, []), (packed.parent, there)):
+        with pytest.raises(OSError, match="no space left"):
+            archive(bundle, folder)
+        assert sorted(path.name for path in folder.iterdir()) == expected
+    assert there == [packed.name, f"{packed.name}.sha256"]
+    assert packed.stat().st_size == size
