@@ -13,8 +13,10 @@ READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 # Is there while pip works, with the number of make's process.
 UNFINISHED := .venv/.unfinished
-# Is there if make made .venv: then what was interrupted is not mended, but made anew. One that was there is added to.
+# Is there if make made .venv: then what was interrupted, or has lost its Python, is not mended, but made anew. One that
+# was there is added to.
 MADE := .venv/.made
+LOST := $(if $(wildcard $(READY)),$(shell test -x $(BIN)/python || echo lost))
 DEVICE_BUNDLE := $(BUNDLE:/=)-int8
 SERVING := cpu,server,export
 TORCH := $(shell sed -n 's/^ *"torch==\(.*\)",$$/\1/p' pyproject.toml)
@@ -26,6 +28,7 @@ INSTALL := $(PIP) install --no-compile $(PIP_FLAGS)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup serve bundle dist test emulators lint bench bench-full protos
+.PHONY: lost
 
 help: ## print this
 	@echo 'Targets:'
@@ -45,17 +48,18 @@ setup: $(READY) ## make .venv, with what serving and exporting need
 # Where something cannot be fetched, an environment that was ready is found out of date but left as it was.
 rehearse = @if test -e $(READY); then $(INSTALL) --quiet --dry-run --editable '.[$(1)]'; fi
 
-$(READY): pyproject.toml $(wildcard $(UNFINISHED))
+$(READY): pyproject.toml $(wildcard $(UNFINISHED)) $(LOST)
 	@if test -e $(UNFINISHED) && kill -0 "$$(cat $(UNFINISHED))" 2>/dev/null; then \
 	    echo 'Another make is setting up .venv. Wait for it.' >&2; exit 1; fi
-	@if test -e $(UNFINISHED) && test -e $(MADE); then rm -rf .venv; fi
-	@python=$(BIN)/python; test -e $$python || python='$(PYTHON)'; $$python -c 'import sys; \
+	@if test -e $(MADE) && { test -e $(UNFINISHED) || ! test -x $(BIN)/python; }; then \
+	    echo 'Removing what is left of .venv.'; rm -rf .venv; fi
+	@python=$(BIN)/python; test -x $$python || python='$(PYTHON)'; $$python -c 'import sys; \
 	    sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
 	@echo 'Setting up .venv, which takes a minute or so, and the downloads.'
 	$(call rehearse,$(SERVING))
 	@test -e .venv || { mkdir .venv && touch $(MADE); }
 	@echo $$PPID > $(UNFINISHED)
-	@test -e $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# A newer pip is faster.
 	@$(INSTALL) --quiet --upgrade pip
 	@$(torch)

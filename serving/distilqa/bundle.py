@@ -111,7 +111,7 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "exact_match": ("exact match", "{:.2f} %".format),
     "f1": ("F1", "{:.2f} %".format),
     "questions": ("questions evaluated", "{:,.0f}".format),
-    "fp32_questions_asked": ("of these fp32 was asked", "{:,.0f}".format),
+    "fp32_questions_asked": ("fp32 was asked a sample of these", "{:,.0f}".format),
     "milliseconds_of_1x128": ("a run of 1x128 on one thread", "{:.1f} ms".format),
     "milliseconds_of_1x128_on_gpu": ("a run of 1x128 on the GPU", "{:.2f} ms".format),
     "bytes_for_fp32_matmuls": ("larger than all int8 by", lambda value: f"{value / 1e6:.2f} MB"),

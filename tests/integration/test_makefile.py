@@ -79,7 +79,7 @@ def test_the_readme_names_the_same_pytorch() -> None:
 
 def test_make_alone_prints_every_target_and_variable(checkout: Checkout) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    targets, _ = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
     variables = re.findall(r"^([A-Z_]+) \?=", makefile, flags=re.MULTILINE)
     done = checkout.make()
     assert done.returncode == 0
@@ -186,6 +186,18 @@ def test_the_python_that_is_there_is_the_one_that_is_asked(checkout: Checkout) -
     os.utime(checkout.folder / ".venv" / ".ready", (0, 0))
     assert checkout.make("setup", "PYTHON=missing").returncode == 0
     assert checkout.is_ready()
+
+
+def test_an_environment_that_has_lost_its_python_is_made_anew(checkout: Checkout) -> None:
+    checkout.make("setup")
+    (checkout.folder / ".venv" / "half").touch()
+    python = checkout.folder / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to("gone")
+    assert not checkout.is_ready()
+    assert checkout.make("setup").returncode == 0
+    assert checkout.is_ready()
+    assert not (checkout.folder / ".venv" / "half").exists()
 
 
 def test_names_with_spaces(checkout: Checkout) -> None:
