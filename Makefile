@@ -6,6 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CHECKPOINT ?= models/distilbert-384-squad
 BUNDLE ?= build/bundle
 DIST ?= dist
+EXPORT_FLAGS ?=
 BENCH_FLAGS ?=
 
 BIN := .venv/bin
@@ -41,6 +42,7 @@ help: ## print this
 	    CHECKPOINT 'what is exported ($(CHECKPOINT))' \
 	    BUNDLE 'where to ($(BUNDLE))' \
 	    DIST "where make dist writes ($(DIST))" \
+	    EXPORT_FLAGS 'for distilqa export' \
 	    BENCH_FLAGS 'for python -m benchmarks'
 
 setup: $(READY) ## make .venv, with what serving and exporting need
@@ -89,7 +91,7 @@ serve: bundle ## answer questions on 127.0.0.1:50051, with the exported bundle
 
 # $(call export,BUNDLE,OPTIONS) exports once.
 export = @if test -e '$(1)/manifest.json'; then echo '$(1) is there already; remove it to export again.'; \
-    else $(BIN)/distilqa export '$(CHECKPOINT)' --output '$(1)' $(2); fi
+    else $(BIN)/distilqa export '$(CHECKPOINT)' --output '$(1)' $(2) $(EXPORT_FLAGS); fi
 
 bundle: $(READY) ## export the checkpoint to a bundle, once
 	$(call export,$(BUNDLE))

@@ -78,7 +78,7 @@ class Shell:
             results = self.directory / command.removeprefix("make ")
             command += f" BENCH_FLAGS='--tiny --only cost {self.tiny} --results {results}'"
         if command in ("make serve", "make dist"):
-            command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT} {self.few}'"
+            command += f" BUNDLE={self.directory / 'served'} CHECKPOINT='{CHECKPOINT}' EXPORT_FLAGS='{self.few}'"
             command += f" DIST={self.directory / 'dist'}"
         command = re.sub(r"^scp (\S+) device:$", r"cp \1 .", command)
         if command.startswith(("make serve", "distilqa serve ")) and not command.endswith("--print-settings"):
