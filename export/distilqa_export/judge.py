@@ -12,7 +12,7 @@ confidence ("rule of three": Hanley and Lippman-Hand, 1983). What those would lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,16 +113,11 @@ class Judge:
         share = asked_share(margins, error)
         asked = self._draws < share
         self._ask_fp32(asked)
-        if self._moved(found)[margins > _SURE * error].any():
+        if _elsewhere(self._beside(found), found)[margins > _SURE * error].any():
             share = np.ones_like(share)
             asked = self._draws < share
             self._ask_fp32(asked)
-        # Where fp32 was not asked its answer is taken for the model's, and the others' weights make that good.
-        answers = [
-            self._known[question.id] if one else answer
-            for question, answer, one in zip(self._questions, found.answers, asked, strict=True)
-        ]
-        fp32 = Evaluation(self._questions, answers, 0.0)
+        fp32 = self._beside(found)
         weights = asked / share
         matches_lost = weights * (np.array(fp32.exact_matches) - np.array(found.exact_matches))
         drop = f1_drop(fp32, found, weights)
@@ -143,13 +138,10 @@ class Judge:
         for question, answer in zip(new, self._answer(self._fp32, new, {}).answers, strict=True):
             self._known[question.id] = answer
 
-    def _moved(self, found: Evaluation) -> npt.NDArray[np.bool_]:
-        """Which of a model's answers, (questions,), are known not to be at fp32's place."""
-        pairs = [
-            (answer, self._known.get(question.id, answer))
-            for question, answer in zip(self._questions, found.answers, strict=True)
-        ]
-        return _elsewhere(pairs)
+    def _beside(self, found: Evaluation) -> Evaluation:
+        """fp32's answers as far as they are known, and a model's where not: others' weights make that good."""
+        pairs = zip(self._questions, found.answers, strict=True)
+        return Evaluation(self._questions, [self._known.get(question.id, answer) for question, answer in pairs], 0.0)
 
     def _answer(self, model: Path, questions: Sequence[Question], margins: dict[str, float]) -> Evaluation:
         run = open_run(model)
@@ -222,9 +214,10 @@ def f1_drop(before: Evaluation, after: Evaluation, weights: Float64 | float = 1.
 
 def agreement(one: Evaluation, other: Evaluation, weights: Float64 | float = 1.0) -> float:
     """The share of questions that have the same place for an answer; they count by their weights."""
-    elsewhere = _elsewhere(zip(one.answers, other.answers, strict=True))
-    return 1 - float((weights * elsewhere).mean())
+    return 1 - float((weights * _elsewhere(one, other)).mean())
 
 
-def _elsewhere(pairs: Iterable[tuple[Answer, Answer]]) -> npt.NDArray[np.bool_]:
-    return np.array([(one.start, one.end) != (other.start, other.end) for one, other in pairs])
+def _elsewhere(one: Evaluation, other: Evaluation) -> npt.NDArray[np.bool_]:
+    """Which answers, (questions,), are not at the same place."""
+    pairs = zip(one.answers, other.answers, strict=True)
+    return np.array([(a.start, a.end) != (b.start, b.end) for a, b in pairs])
