@@ -28,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile $(PIP_FLAGS)
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup serve bundle dist test emulators lint bench bench-full protos
+.PHONY: help setup serve bundle dist test emulators lint docs bench bench-full protos
 .PHONY: lost
 
 help: ## print this
@@ -67,7 +67,7 @@ $(READY): pyproject.toml $(wildcard $(UNFINISHED)) $(LOST)
 	@$(torch)
 	$(INSTALL) --editable '.[$(SERVING)]'
 	@# Or the first server would compile what it imports, and have 20 MB more than any other.
-	@$(BIN)/python -c 'import distilqa.app, distilqa.client, onnxruntime'
+	@$(BIN)/python -c 'import distilqa.server.app, distilqa.client, onnxruntime'
 	@rm -f $(UNFINISHED) && touch $@
 
 # PyTorch for the CPU: what .venv has or pip's settings know of, or else PyTorch's own index, which is asked for nothing
@@ -100,7 +100,7 @@ dist: $(READY) ## write the wheel, the sdist and a bundle for devices, with its 
 	$(call export,$(DEVICE_BUNDLE),--variant cpu-int8)
 	@$(INSTALL) --quiet hatchling
 	$(BIN)/python -m hatchling build --directory '$(DIST)'
-	$(BIN)/python -m distilqa_export.archive '$(DEVICE_BUNDLE)' '$(DIST)'
+	$(BIN)/python -m distilqa_export.writing.archive '$(DEVICE_BUNDLE)' '$(DIST)'
 
 test: $(READY_DEV) ## pass the tests
 	$(BIN)/pytest
@@ -108,17 +108,22 @@ test: $(READY_DEV) ## pass the tests
 emulators: $(READY) ## let the tests also try x86 without VNNI and two kinds of Arm, under qemu-user (Debian on x86-64)
 	@tests/emulated/prepare $(BIN)/python $(PIP_FLAGS)
 
-lint: $(READY_DEV) ## run ruff and mypy
+lint: $(READY_DEV) ## run ruff, mypy and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+docs: $(READY_DEV) ## build the pages of docs/ as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo 'build/site/index.html'
 
 bench: $(READY_DEV) ## measure it in ten minutes, into benchmarks/results
 	@$(BIN)/python -m benchmarks --quick $(BENCH_FLAGS)
 
-bench-full: $(READY_DEV) ## measure more, in the better part of an hour
+bench-full: $(READY_DEV) ## measure more, in more than an hour
 	@$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
-protos: $(READY_DEV) ## generate the code of the protocol
+protos: $(READY_DEV) ## generate the code of the protocol, and its reference
 	$(BIN)/python -m grpc_tools.protoc -I protos -I protos/third_party --python_out=protos --pyi_out=protos --grpc_python_out=protos \
 	    protos/distilqa_protos/v1/question_answering.proto
+	$(BIN)/python docs/protocol.py > docs/protocol.md

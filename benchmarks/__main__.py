@@ -50,7 +50,7 @@ def price(text: str) -> float:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from benchmarks import results
+    from benchmarks.reporting import results
     from benchmarks.setting import Setting
 
     if arguments.report:

@@ -35,25 +35,29 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.calibrate import create_calibrator
 
 from benchmarks import models
-from benchmarks.environment import STOCK_WEIGHTS, machine
-from benchmarks.systems import onnxruntime
-from benchmarks.tables import table
-from distilqa.engine import open_session, usable_cores
-from distilqa.evaluation import Evaluation, Question, read_questions
-from distilqa.processor import read_processor
-from distilqa.progress import ProgressBar
-from distilqa.windows import Int64, Tokenized, Windower
+from benchmarks.racing.systems import onnxruntime
+from benchmarks.reporting.environment import STOCK_WEIGHTS, machine
+from benchmarks.reporting.tables import table
+from distilqa.engine.cores import usable_cores
+from distilqa.engine.processor import read_processor
+from distilqa.engine.session import open_session
+from distilqa.evaluation.dataset import Question, read_questions
+from distilqa.evaluation.evaluate import Evaluation
+from distilqa.evaluation.progress import ProgressBar
+from distilqa.text.arrays import Int64
+from distilqa.text.windows import Tokenized, Windower
 from distilqa_export import samples
-from distilqa_export.calibrate import Float64, Observed, observe
-from distilqa_export.check import Run, runner
-from distilqa_export.checkpoint import load_checkpoint
-from distilqa_export.fuse import fuse
-from distilqa_export.gate import rank
-from distilqa_export.judge import agreement, answer_all, f1_drop
-from distilqa_export.quantize import Quantizer
-from distilqa_export.rounding import Rounder
-from distilqa_export.speed import median_ratio, side_by_side
-from distilqa_export.trace import trace
+from distilqa_export.arrays import Float64
+from distilqa_export.gate.check import Run, runner
+from distilqa_export.gate.judge import agreement, answer_all, f1_drop
+from distilqa_export.gate.release import rank
+from distilqa_export.gate.speed import median_ratio, side_by_side
+from distilqa_export.graph.checkpoint import load_checkpoint
+from distilqa_export.graph.fuse import fuse
+from distilqa_export.graph.trace import trace
+from distilqa_export.quantization.calibrate import Observed, observe
+from distilqa_export.quantization.quantize import Quantizer
+from distilqa_export.quantization.rounding import Rounder
 
 RELEASED = "+ outliers after Gelu in fp32 (cpu-int8)"
 
@@ -225,7 +229,7 @@ def without(replaced: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """The quantiser with some of its steps replaced by what does nothing."""
     with ExitStack() as stack:
         for name, function in replaced.items():
-            stack.enter_context(patch(f"distilqa_export.quantize.{name}", function))
+            stack.enter_context(patch(f"distilqa_export.quantization.quantize.{name}", function))
         yield
 
 

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import ROOT, packages
+from benchmarks.reporting.environment import ROOT, packages
 from distilqa.bundle import VARIANTS, Architecture
-from distilqa.processor import read_processor
+from distilqa.engine.processor import read_processor
 
 CHECKPOINT = ROOT / "models" / "distilbert-384-squad"
 CACHE = ROOT / "build" / "benchmarks"
@@ -41,8 +41,8 @@ def distilbert(given: str | None = None) -> Path:
         return _given(given)
 
     def make(target: Path) -> None:
-        from distilqa_export.checkpoint import load_checkpoint, save_checkpoint
-        from distilqa_export.widen import widen
+        from distilqa_export.graph.checkpoint import load_checkpoint, save_checkpoint
+        from distilqa_export.graph.widen import widen
 
         checkpoint = load_checkpoint(str(CHECKPOINT))
         save_checkpoint(checkpoint.with_model(widen(checkpoint.model)), target)
@@ -59,7 +59,7 @@ def bert(given: str | None = None) -> Path:
         import torch
         from transformers import BertConfig, BertForQuestionAnswering
 
-        from distilqa_export.checkpoint import load_checkpoint
+        from distilqa_export.graph.checkpoint import load_checkpoint
 
         torch.manual_seed(0)
         BertForQuestionAnswering(BertConfig()).save_pretrained(target)
@@ -70,7 +70,7 @@ def bert(given: str | None = None) -> Path:
 
 def _given(given: str) -> Path:
     def make(target: Path) -> None:
-        from distilqa_export.checkpoint import load_checkpoint, save_checkpoint
+        from distilqa_export.graph.checkpoint import load_checkpoint, save_checkpoint
 
         save_checkpoint(load_checkpoint(given), target)
 
@@ -211,8 +211,8 @@ def _openvino_int8(kind: str, checkpoint: Path, passages: int | None) -> Path:
         import nncf
         import openvino
 
-        from distilqa.windows import Windower
-        from distilqa_export.checkpoint import load_checkpoint
+        from distilqa.text.windows import Windower
+        from distilqa_export.graph.checkpoint import load_checkpoint
         from distilqa_export.samples import packaged_calibration
 
         loaded = load_checkpoint(str(checkpoint))

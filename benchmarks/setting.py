@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from distilqa.engine import usable_cores
-from distilqa.evaluation import Question, read_questions
+from distilqa.engine.cores import usable_cores
+from distilqa.evaluation.dataset import Question, read_questions
 from distilqa_export.errors import CheckpointError
 from distilqa_export.samples import packaged_evaluation
 

@@ -58,8 +58,8 @@ def measure(setting: Setting, parts: Sequence[str], folder: Path, *, as_json: bo
 
     Raises what the first one that fails does, unless the others are to ``go_on``.
     """
-    from benchmarks import results
-    from benchmarks.report import MODULES
+    from benchmarks.reporting import results
+    from benchmarks.reporting.report import MODULES
 
     failed = 0
     try:
@@ -92,8 +92,8 @@ def _undisturbed() -> Iterator[None]:
 
 def write(folder: Path, *, as_json: bool) -> None:
     """Write the report and the plots of what is stored, and print one or the other."""
-    from benchmarks import plots, results
-    from benchmarks.report import check, report, summary
+    from benchmarks.reporting import plots, results
+    from benchmarks.reporting.report import check, report, summary
 
     measured = results.load(folder)
     check(measured)

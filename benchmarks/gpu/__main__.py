@@ -34,10 +34,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from benchmarks import results
     from benchmarks.gpu.environment import gpu
     from benchmarks.gpu.setting import GpuSetting
-    from distilqa.cuda_runtime import load_runtime
+    from benchmarks.reporting import results
+    from distilqa.engine.cuda.runtime import load_runtime
 
     load_runtime()  # or it says what is missing
     setting = GpuSetting(

@@ -15,19 +15,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from benchmarks.child import in_child
 from benchmarks.gpu.setting import GpuSetting
-from benchmarks.quality import differ, lost_interval, lost_target, places
-from benchmarks.tables import Target, table
+from benchmarks.parts.quality import differ, lost_interval, lost_target, places
+from benchmarks.racing.child import in_child
+from benchmarks.reporting.tables import Target, table
 from distilqa.bundle import GPU_VARIANTS, Bundle
-from distilqa.cuda import CudaEngine
-from distilqa.engine import OBJECTIVE_S, Engine
-from distilqa.evaluation import MAX_ANSWER_TOKENS, Evaluation, Question
-from distilqa.progress import ProgressBar
+from distilqa.engine.base import Engine
+from distilqa.engine.cpu import CpuEngine
+from distilqa.engine.cuda.budget import OBJECTIVE_S
+from distilqa.engine.cuda.engine import CudaEngine
+from distilqa.evaluation.dataset import Question
+from distilqa.evaluation.evaluate import MAX_ANSWER_TOKENS, Evaluation
+from distilqa.evaluation.progress import ProgressBar
 from distilqa.reader import open_windower
-from distilqa.spans import Logits, decode
-from distilqa.windows import Tokenized
-from distilqa_export.judge import f1_drop
+from distilqa.text.arrays import Logits
+from distilqa.text.spans import decode
+from distilqa.text.windows import Tokenized
+from distilqa_export.gate.judge import f1_drop
 
 FP32, (CUDA,) = "cpu-fp32", GPU_VARIANTS
 
@@ -86,7 +90,7 @@ def measure(setting: GpuSetting) -> Answers:
 
 def answer_fp32(bundle: Path, questions: Sequence[Question]) -> Evaluation:
     tokenized = tokenize(bundle, questions)
-    return answer(Engine(Bundle.open(bundle), FP32, concurrent=True), questions, tokenized, alone(tokenized))
+    return answer(CpuEngine(Bundle.open(bundle), FP32, concurrent=True), questions, tokenized, alone(tokenized))
 
 
 def answer_cuda(bundle: Path, questions: Sequence[Question]) -> list[Evaluation]:

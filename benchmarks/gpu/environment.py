@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from distilqa.engine import import_onnxruntime
+from distilqa.engine.runtime import import_onnxruntime
 
 _ASKED = ("name", "driver_version", "memory.total", "power.limit", "clocks.max.sm", "clocks.max.memory",
           "persistence_mode", "compute_mode", "mig.mode.current")  # fmt: skip

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.axes import P99, by_rate, latency
 from benchmarks.gpu.runs import (
     COMPILED,
     OURS,
@@ -23,18 +22,19 @@ from benchmarks.gpu.runs import (
 )
 from benchmarks.gpu.throughput import WINDOW, WINDOWS_PER_S, Throughput, operations_per_s, windows_per_s
 from benchmarks.gpu.traffic import BOUNDS_S, EIGHT, ONE, TARGET, Traffic, unpacked
-from benchmarks.race import seconds
-from benchmarks.tables import plural
-from benchmarks.worker import Shape
+from benchmarks.racing.race import seconds
+from benchmarks.racing.worker import Shape
+from benchmarks.reporting.axes import P99, by_rate, latency
+from benchmarks.reporting.tables import plural
 
-# Each contender has its colour in every plot; bert-base's are its own, and dashed.
+# Each contender has its colour in every plot, Okabe and Ito's as on a CPU; bert-base's are grey, and dashed.
 _COLORS = {
-    OURS: "#2f6fb0",
-    WITHOUT_GRAPHS: "#7fb2e5",
-    PLAIN: "#a3c585",
-    PLAIN_FP16: "#5b8c5a",
-    PYTORCH: "#e0a030",
-    COMPILED: "#d1603d",
+    OURS: "#0072b2",
+    WITHOUT_GRAPHS: "#56b4e9",
+    PLAIN: "#f0e442",
+    PLAIN_FP16: "#e69f00",
+    PYTORCH: "#cc79a7",
+    COMPILED: "#d55e00",
     OURS_BERT: "#9aa5b1",
     PYTORCH_BERT: "#4a4f57",
     PEAK: "#cccccc",
@@ -67,21 +67,22 @@ def runs(figure: Any, found: Runs) -> None:
         axes.minorticks_off()
 
     lines(single, list(by_batch[few]), lambda one: by_batch[few][one], lambda one, took: took * 1e3)
-    single.set_title(f"{plural(few, 'window')}: milliseconds a run", fontsize=10)
+    single.set_title(f"{plural(few, 'window')}: milliseconds a run (log scale)", fontsize=10)
     single.set_xlabel("tokens")
     lines(tokens, lengths, lambda one: by_batch[many][one], lambda one, took: many * one / took / 1e6)
     tokens.set_title(f"{plural(many, 'window')}: million tokens a second", fontsize=10)
     tokens.set_xlabel("tokens of each")
     lines(windows, list(by_batch), lambda one: by_batch[one][length], lambda one, took: one / took)
-    windows.set_title(f"{length} tokens: windows a second", fontsize=10)
+    windows.set_title(f"{length} tokens: windows a second (log scale)", fontsize=10)
     windows.set_xlabel("windows in a run")
+    tokens.set_ylim(bottom=0)
     for axes in (single, windows):
         axes.set_yscale("log")
         axes.yaxis.get_minor_locator().set_params(subs=(2, 5))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="both", labelsize=7)
-    figure.legend(*single.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*single.get_legend_handles_labels(), loc="outside right center", frameon=False)
 
 
 def throughput(figure: Any, found: Throughput) -> None:
@@ -121,7 +122,7 @@ def _bars(axes: Any, values: dict[str, float], text: str) -> None:
 def traffic(figure: Any, found: Traffic) -> None:
     """Lines: the most answers in closed loop by processes, and latency by rate in open loop."""
     closed, rates = figure.subplots(1, 2)
-    for questions, color in ((EIGHT, P99), (ONE, "#e0a030")):
+    for questions, color in ((EIGHT, P99), (ONE, "#e69f00")):
         most: dict[int, float] = {}
         for one in (one for one in found["closed"] if one["questions"] == questions):
             rate = questions * unpacked(one["load"]).answers_per_s

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from benchmarks import models
-from benchmarks.child import SystemFailed
 from benchmarks.gpu.setting import TURN_TOKENS, GpuSetting
-from benchmarks.race import Raced, race, ratio, seconds
+from benchmarks.racing.child import SystemFailed
+from benchmarks.racing.race import Raced, race, ratio, seconds
+from benchmarks.racing.worker import Shape, System
+from benchmarks.reporting.tables import Target, plural, table
 from benchmarks.setting import BERT
-from benchmarks.tables import Target, plural, table
-from benchmarks.worker import Shape, System
 from distilqa.bundle import Bundle
 
 OURS, OURS_BERT = "packed fp16", f"packed fp16, {BERT}"

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.systems import open_pytorch
+from benchmarks.racing.systems import open_pytorch
 from distilqa.bundle import GPU_VARIANTS, Bundle
-from distilqa.cuda import CudaEngine
-from distilqa.cuda_runtime import load_runtime
-from distilqa.engine import CUDA_PROVIDER, OBJECTIVE_S, import_onnxruntime
-from distilqa.windows import Int64
+from distilqa.engine.cuda.budget import OBJECTIVE_S
+from distilqa.engine.cuda.engine import CudaEngine
+from distilqa.engine.cuda.runtime import load_runtime
+from distilqa.engine.runtime import CUDA_PROVIDER, import_onnxruntime
+from distilqa.text.arrays import Int64
 
 Run = Callable[[Sequence[Int64]], object]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from benchmarks import models
-from benchmarks.child import in_child
 from benchmarks.gpu import systems
 from benchmarks.gpu.runs import (
     COMPILED,
@@ -30,12 +29,13 @@ from benchmarks.gpu.runs import (
     race_all,
 )
 from benchmarks.gpu.setting import GpuSetting
-from benchmarks.race import Raced, Ratio, ratio, seconds
-from benchmarks.tables import Target, faster, spread, table
-from benchmarks.worker import Mix, Shape
+from benchmarks.racing.child import in_child
+from benchmarks.racing.race import Raced, Ratio, ratio, seconds
+from benchmarks.racing.worker import Mix, Shape
+from benchmarks.reporting.tables import Target, faster, spread, table
 from distilqa.bundle import GPU_VARIANTS, Bundle
-from distilqa.cuda import LANES, CudaEngine
-from distilqa.engine import OBJECTIVE_S
+from distilqa.engine.cuda.budget import OBJECTIVE_S
+from distilqa.engine.cuda.engine import LANES, CudaEngine
 
 MIXED = (OURS, WITHOUT_GRAPHS, COMPILED, PYTORCH, OURS_BERT)
 SATURATED = (OURS, WITHOUT_GRAPHS, OURS_BERT, PEAK, PRODUCTS)

@@ -20,12 +20,12 @@ from benchmarks.gpu.setting import GpuSetting
 from benchmarks.load.crowd import Crowd
 from benchmarks.load.generator import Load
 from benchmarks.load.processes import ServerFailed, server
-from benchmarks.serving import search
-from benchmarks.tables import Target, table
+from benchmarks.parts.serving import search
+from benchmarks.reporting.tables import Target, table
 from distilqa.bundle import GPU_VARIANTS
-from distilqa.engine import usable_cores
+from distilqa.engine.cores import usable_cores
 from distilqa.errors import DistilqaError
-from distilqa.progress import ProgressBar
+from distilqa.evaluation.progress import ProgressBar
 
 (_VARIANT,) = GPU_VARIANTS
 

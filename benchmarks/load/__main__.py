@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import models
-from benchmarks.environment import environment, machine
 from benchmarks.load import idle, memory, overhead, overload
+from benchmarks.reporting.environment import environment, machine
 from distilqa.errors import DistilqaError
 from distilqa_export.samples import packaged_evaluation
 

@@ -16,7 +16,6 @@ from itertools import cycle
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.child import Child
 from benchmarks.load.generator import (
     Load,
     answering,
@@ -29,6 +28,7 @@ from benchmarks.load.generator import (
     streaming,
 )  # fmt: skip
 from benchmarks.load.processes import Running, ServerFailed
+from benchmarks.racing.child import Child
 
 
 class Crowd:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import grpc
 
 from benchmarks.load.processes import ServerFailed, tree_cpu_s
-from distilqa.evaluation import Question
+from distilqa.evaluation.dataset import Question
 from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 

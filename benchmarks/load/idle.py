@@ -16,14 +16,16 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.load.processes import server
-from benchmarks.race import SETTLE_S
-from benchmarks.tables import table
-from distilqa import Client, huge_pages
+from benchmarks.racing.race import SETTLE_S
+from benchmarks.reporting.tables import table
+from distilqa import Client
 from distilqa.bundle import Bundle
-from distilqa.engine import SPIN_US, open_session, run_session, usable_cores
-from distilqa.evaluation import Question
+from distilqa.engine import huge_pages
+from distilqa.engine.cores import usable_cores
+from distilqa.engine.session import SPIN_US, open_session, run_session
+from distilqa.evaluation.dataset import Question
 from distilqa.reader import open_windower
-from distilqa.windows import Int64
+from distilqa.text.arrays import Int64
 from distilqa_export.samples import packaged_evaluation
 
 FACTOR, MORE_S = 1.10, 0.002

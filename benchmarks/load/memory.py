@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks.load.processes import resident_mb, server
-from benchmarks.tables import Target, targets_table
+from benchmarks.reporting.tables import Target, targets_table
 from distilqa import Client
 from distilqa_export.samples import packaged_evaluation
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from benchmarks.load.processes import Running, cpu_s, server
-from benchmarks.tables import table
-from distilqa import Client, Reader, huge_pages
-from distilqa.engine import usable_cores
-from distilqa.evaluation import Question
+from benchmarks.reporting.tables import table
+from distilqa import Client, Reader
+from distilqa.engine import huge_pages
+from distilqa.engine.cores import usable_cores
+from distilqa.evaluation.dataset import Question
 from distilqa_export.samples import packaged_evaluation
 
 TARGET = 1.05

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from distilqa.evaluation import Question, parse_questions
+from distilqa.evaluation.dataset import Question, parse_questions
 from distilqa_export.errors import ExportError
 
 CALIBRATION = "calibration.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from distilqa.answer import Answer
 from distilqa.errors import (
     BindError,
     BrokenError,
@@ -24,10 +23,11 @@ from distilqa.errors import (
     Unavailable,
     VariantUnusable,
 )
+from distilqa.text.answer import Answer
 
 if TYPE_CHECKING:
     from distilqa.bundle import Bundle
-    from distilqa.client import AsyncClient, Client, Outcome, Request
+    from distilqa.client.client import AsyncClient, Client, Outcome, Request
     from distilqa.reader import Reader
 
 __all__ = [
@@ -58,12 +58,12 @@ __all__ = [
 
 # Loaded when first used: a client does not need the reader's packages, nor the reader the client's.
 _LAZY = {
-    "AsyncClient": "client",
+    "AsyncClient": "client.client",
     "Bundle": "bundle",
-    "Client": "client",
-    "Outcome": "client",
+    "Client": "client.client",
+    "Outcome": "client.messages",
     "Reader": "reader",
-    "Request": "client",
+    "Request": "client.messages",
 }
 
 
@@ -73,3 +73,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("distilqa")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__version__"})

@@ -2,6 +2,6 @@
 
 import sys
 
-from distilqa.cli import main
+from distilqa.cli.main import main
 
 sys.exit(main())

@@ -15,10 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -112,8 +109,8 @@ _SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "f1": ("F1", "{:.2f} %".format),
     "questions": ("questions evaluated", "{:,.0f}".format),
     "fp32_questions_asked": ("fp32 was asked a sample of these", "{:,.0f}".format),
-    "milliseconds_of_1x128": ("a run of 1x128 on one thread", "{:.1f} ms".format),
-    "milliseconds_of_1x128_on_gpu": ("a run of 1x128 on the GPU", "{:.2f} ms".format),
+    "milliseconds_of_1x128": ("a window of 128 tokens on one thread", "{:.1f} ms".format),
+    "milliseconds_of_1x128_on_gpu": ("a window of 128 tokens on the GPU", "{:.2f} ms".format),
     "bytes_for_fp32_matmuls": ("larger than all int8 by", lambda value: f"{value / 1e6:.2f} MB"),
     "times_as_long_as_all_int8": ("a run against all int8", "{:.2f} times as long".format),
 }
@@ -132,7 +129,7 @@ class Manifest:
     """The content of ``manifest.json``. ``window_tokens`` is the longest input the bundle is meant for.
 
     ``data`` says which file of questions the variants were evaluated on, and int8 calibrated on; ``processor`` is
-    the one that they ran on, as `distilqa.processor` tells it.
+    the one that they ran on, as `distilqa.engine.processor` tells it.
     """
 
     name: str
@@ -236,6 +233,13 @@ class Bundle:
             raise BundleError(f"{path}: its SHA-256 is not the manifest's; the file is damaged or was changed")
         return path
 
+    def read_tokenizer(self) -> str:
+        """The content of ``tokenizer.json``. Raises BundleError."""
+        try:
+            return self.verified(TOKENIZER).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self.path}: {TOKENIZER} is not UTF-8") from error
+
     def variant(self, name: str | None = None, among: Sequence[str] = VARIANTS) -> tuple[str, Variant]:
         """Return the variant of that name, or by default the first there is of some. Raises BundleError."""
         variants = self.manifest.variants
@@ -262,79 +266,3 @@ def _require_regular(path: Path) -> None:
     """Reading a pipe or a device may never end. Raises OSError."""
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is not a regular file")
-
-
-@contextmanager
-def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``target`` when the block ends, and vanishes if the block raises.
-
-    Everything is on disk before the directory is renamed, so a crash at any moment leaves no half bundle under the
-    final name. Raises BundleError if ``target`` exists and ``overwrite`` is not set, or is something other than a
-    bundle or an empty directory.
-    """
-    _refuse_unless_replaceable(target, overwrite)
-    target = Path(os.path.realpath(target))  # a link stays a link, to the new bundle
-    made = [parent for parent in target.parents if not parent.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for path in (*staging.iterdir(), staging):
-            _sync(path)
-        _refuse_unless_replaceable(target, overwrite)  # another export may have been there meanwhile
-        if target.exists():
-            _replace(target, staging)
-        else:
-            staging.rename(target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if not target.exists():
-            with suppress(OSError):  # another has put something there
-                for parent in made:
-                    parent.rmdir()
-
-
-def _replace(target: Path, staging: Path) -> None:
-    """Put ``staging`` in the place of ``target``; where that fails or is interrupted, the old one is there again."""
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    try:
-        target.rename(old / target.name)
-        staging.rename(target)
-    finally:
-        if not target.exists():
-            (old / target.name).rename(target)
-        shutil.rmtree(old)
-
-
-def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        if target.is_symlink():
-            raise BundleError(f"{target} is a link that leads nowhere")
-        return
-    if os.path.ismount(target):
-        raise BundleError(f"{target} is a mount point, which no directory can be renamed to; name one below it")
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if not _is_bundle(target):
-        raise BundleError(f"{target} exists and is not a bundle; nothing was written")
-    if not overwrite:
-        raise BundleError(f"{target} exists; pass --overwrite to replace it")
-
-
-def _is_bundle(target: Path) -> bool:
-    """Whether it is a bundle, be it damaged or of another schema: others have files called manifest.json too."""
-    try:
-        fields = json.loads((target / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and {"schema_version", "variants", "window_tokens"} <= fields.keys()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from distilqa import spans
-from distilqa.answer import Answer
-from distilqa.bundle import TOKENIZER, Bundle
-from distilqa.engine import MAX_THREADS, open_engine
-from distilqa.errors import BundleError
-from distilqa.request import check_integer, check_options, list_passages
-from distilqa.windows import Windower
+from distilqa.bundle import Bundle
+from distilqa.engine.cores import MAX_THREADS
+from distilqa.engine.open import open_engine
+from distilqa.text import spans
+from distilqa.text.answer import Answer
+from distilqa.text.request import check_integer, check_options, list_passages
+from distilqa.text.windows import Windower
 
 
 class Reader:
     """Answers questions from passages with one variant of a bundle.
 
-    ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest that can be used here,
-    which ``engine.variant`` tells: a warning in the log of `distilqa.engine` says where that is not the fastest there
-    is. ``threads`` is how many cores a question uses, by default all that this process may use. ``unverified`` allows a
-    variant for a GPU that was made without one. One Reader can be used from several threads.
+    ``bundle`` is the bundle's directory; ``variant`` one of its variants, by default the fastest that can be used here:
+    a warning in the log of `distilqa.engine` says where that is not the fastest there is. ``threads`` is how many cores
+    a question uses, by default all that this process may use. ``unverified`` allows a variant for a GPU that was made
+    without one. One Reader can be used from several threads.
     Raises BundleError, VariantUnusable for a variant that was named or where there is no other, and MissingDependency
-    as `distilqa.engine.Engine` does, InvalidRequest for impossible threads.
+    as `distilqa.engine.cpu.CpuEngine` does, InvalidRequest for impossible threads.
 
     >>> reader = Reader("bundle")
+    >>> reader
+    Reader(model='distilbert-base-uncased-distilled-squad', version='1', variant='cpu-int8')
     >>> reader.answer("What does the fox jump over?", "The quick brown fox jumps over the lazy dog.")
     [Answer(text='the lazy dog', start=31, end=43, score=0.59..., passage=0)]
     """
@@ -43,6 +45,24 @@ class Reader:
         self.engine = open_engine(self.bundle, variant, unverified=unverified, threads=threads)
         self.windower = open_windower(self.bundle)
 
+    @property
+    def model(self) -> str:
+        """The name of the model, as its bundle and a server of it have it."""
+        return self.bundle.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The version of the model."""
+        return self.bundle.manifest.version
+
+    @property
+    def variant(self) -> str:
+        """The variant that answers."""
+        return self.engine.variant
+
+    def __repr__(self) -> str:
+        return f"Reader(model={self.model!r}, version={self.version!r}, variant={self.variant!r})"
+
     def answer(
         self,
         question: str,
@@ -58,7 +78,7 @@ class Reader:
         Passages may have any length; those that exceed one window of the model are read in windows that overlap by
         ``doc_stride`` tokens (default 128). An answer is whole words and has at most ``max_answer_tokens`` tokens
         (SQuAD's evaluation uses 30). There may be fewer answers than ``top_k`` if the passages have not so many
-        places. ``allow_no_answer`` lets "no answer" compete. The score is explained in `distilqa.spans`.
+        places. ``allow_no_answer`` lets "no answer" compete. The score is explained in `distilqa.text.spans`.
         Raises InvalidRequest, which names the argument, for what cannot be answered.
         """
         check_options(top_k, max_answer_tokens, doc_stride)
@@ -71,12 +91,4 @@ class Reader:
 
 def open_windower(bundle: Bundle) -> Windower:
     """The windower of a bundle's tokenizer and window length. Raises BundleError."""
-    return Windower(read_tokenizer(bundle), max_tokens=bundle.manifest.window_tokens)
-
-
-def read_tokenizer(bundle: Bundle) -> str:
-    """The content of a bundle's ``tokenizer.json``. Raises BundleError."""
-    try:
-        return bundle.verified(TOKENIZER).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{bundle.path}: {TOKENIZER} is not UTF-8") from error
+    return Windower(bundle.read_tokenizer(), max_tokens=bundle.manifest.window_tokens)

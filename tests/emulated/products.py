@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from distilqa_export.fuse import CONTRIB, IR_VERSION, OPSET
+from distilqa_export.graph.fuse import CONTRIB, IR_VERSION, OPSET
 
 Array = npt.NDArray[Any]
 

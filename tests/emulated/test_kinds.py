@@ -22,7 +22,7 @@ from tests.emulated.kinds import KINDS, Kind, missing
 from tests.emulated.products import Array, Product
 
 from distilqa.bundle import SELF_TEST, Bundle
-from distilqa_export.probe import int8_probe
+from distilqa_export.quantization.probe import int8_probe
 
 PROGRAM = Path(__file__).with_name("run.py")
 INT8 = "cpu-int8"

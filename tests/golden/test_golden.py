@@ -21,11 +21,11 @@ import transformers
 from tests.golden import generate, goldens
 from tests.golden.goldens import Golden
 
-from distilqa.answer import Answer
-from distilqa.engine import usable_cores
+from distilqa.engine.cores import usable_cores
 from distilqa.errors import InvalidRequest
 from distilqa.reader import Reader
-from distilqa.windows import DEFAULT_DOC_STRIDE
+from distilqa.text.answer import Answer
+from distilqa.text.windows import DEFAULT_DOC_STRIDE
 
 HEADER, GOLDENS = goldens.load()
 DEV = [golden for golden in GOLDENS if golden.kind == goldens.DEV]

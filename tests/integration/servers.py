@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from distilqa.app import Server
-from distilqa.settings import ServerSettings
-from distilqa.spans import Logits
-from distilqa.windows import Int64
+from distilqa.server.settings import ServerSettings
+from distilqa.server.single_process import SingleProcess
+from distilqa.text.arrays import Int64, Logits
 
-CLI = [sys.executable, "-m", "distilqa.cli"]
+CLI = [sys.executable, "-m", "distilqa"]
 
 
 @contextmanager
@@ -43,15 +42,15 @@ def serving(command: Sequence[str], **options: Any) -> Iterator[tuple[subprocess
 class HeldEngine:
     """Stands before a server's engine: notes each run, and lets it through when told to."""
 
-    def __init__(self, server: Server) -> None:
-        self._run = server._engine.run
+    def __init__(self, server: SingleProcess) -> None:
+        self._run = server._scheduler._engine.run
         self.runs: list[int] = []
         self.tokens: list[int] = []
         self.began = threading.Event()
         self.release = threading.Event()
         self.failures = 0
         self.deadly = False
-        server._engine.run = self.run  # type: ignore[method-assign]
+        server._scheduler._engine.run = self.run  # type: ignore[method-assign]
 
     def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
         if self.deadly:
@@ -67,9 +66,9 @@ class HeldEngine:
 
 
 @asynccontextmanager
-async def held_server(bundle: Path, **settings: Any) -> AsyncIterator[tuple[Server, HeldEngine]]:
+async def held_server(bundle: Path, **settings: Any) -> AsyncIterator[tuple[SingleProcess, HeldEngine]]:
     """A server in this process, on one core, whose runs wait for ``engine.release``."""
-    server = Server(ServerSettings(bundle=bundle, port=0, threads=1, **settings))
+    server = SingleProcess(ServerSettings(bundle=bundle, port=0, threads=1, **settings))
     await server.start()
     engine = HeldEngine(server)
     try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from benchmarks import PARTS
-from benchmarks.plots import PLOTS
-from benchmarks.report import main_table, report
-from benchmarks.results import RESULTS, load
+from benchmarks.reporting.plots import PLOTS
+from benchmarks.reporting.report import main_table, report
+from benchmarks.reporting.results import RESULTS, load
 from tests.conftest import CHECKPOINT, ROOT
 from tests.unit.export.conftest import random_model, save_with_tokenizer
 
-from distilqa.engine import usable_cores
+from distilqa.engine.cores import usable_cores
 
 SUITE = [sys.executable, "-m", "benchmarks", "--tiny"]
 
@@ -169,10 +169,10 @@ def test_ctrl_c_keeps_what_is_finished(begun: subprocess.Popen[str], tmp_path: P
         os.killpg(begun.pid, 0)  # no worker is left
 
 
-def test_the_readme_shows_the_newest_reports() -> None:
-    """Of a CPU, and of a GPU where there is one."""
-    readme = (ROOT / "README.md").read_text()
-    shown = set(re.findall(r"\(benchmarks/results/([\w-]+)/", readme))
+def test_the_pages_show_the_newest_reports() -> None:
+    """Of a CPU, and of a GPU where there is one; the README's figures are the newest of a CPU."""
+    page = (ROOT / "docs" / "speed.md").read_text()
+    shown = set(re.findall(r"\(\.\./benchmarks/results/([\w-]+)/", page))
     committed = subprocess.run(
         ["git", "ls-files", RESULTS], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
@@ -181,10 +181,13 @@ def test_the_readme_shows_the_newest_reports() -> None:
     newest = {"gpu" in load(ROOT / folder)["environment"]: folder for folder in by_age}
     assert {folder.name for folder in newest.values()} == shown
     assert list(load(ROOT / newest[False])["parts"]) == list(PARTS)
-    assert f"({newest[False]}/latency.svg)" in readme
+    assert f"(../{newest[False]}/latency.svg)" in page
     for folder in newest.values():
-        assert main_table(load(ROOT / folder)) in readme
-        assert f"({folder}/report.md)" in readme
+        assert main_table(load(ROOT / folder)) in page
+        assert f"(../{folder}/report.md)" in page
+    (table,) = re.findall(r"^\| DistilBERT on .*?\n\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    found = set(re.findall(r"\d+\.\d+", (ROOT / newest[False] / "report.md").read_text()))
+    assert set(re.findall(r"\d+\.\d+", table)) <= found
 
 
 def test_stored_reports_say_what_their_json_says() -> None:

@@ -18,7 +18,7 @@ from tests.bundles import let_products_be_wrong, replace_file
 from tests.integration.servers import CLI, serving
 
 from distilqa.bundle import SELF_TEST, VARIANTS
-from distilqa.processor import read_processor
+from distilqa.engine.processor import read_processor
 
 QUESTION = "What does the fox jump over?"
 PASSAGE = "The quick brown fox jumps over the lazy dog."
@@ -244,7 +244,7 @@ def test_inspect_tells_what_can_be_used_here(half_usable: Path, gpu_bundle: Path
     _, out, _ = run(["inspect", str(half_usable)])
     told = [line.split(shown)[1].strip() for line in out.splitlines() if shown in line]
     assert told[0].startswith(f"no: {WRONG}")
-    assert told[1:] == ["yes"]
+    assert told[1:] == ["yes, and is where none is named"]
     assert f"  this machine  {read_processor()}\n" in out
     _, out, _ = run(["inspect", str(gpu_bundle)])
     assert "no: this ONNX Runtime has no CUDAExecutionProvider: " in out
@@ -256,7 +256,7 @@ def test_inspect_tells_of_a_variant_that_fails_its_self_test(bundle: Path, tmp_p
     test["logits"]["cpu-fp32"][0][0][0] += 1
     replace_file(copy, SELF_TEST, json.dumps(test).encode(), listed=True)
     _, out, _ = run(["inspect", str(copy)])
-    assert out.count("can be used on this machine               yes\n") == 1
+    assert out.count("can be used on this machine               yes, and is where none is named\n") == 1
     assert "no: the self-test of cpu-fp32 failed: " in out
 
 

@@ -27,7 +27,7 @@ from distilqa import (
     Request,
     Unavailable,
 )
-from distilqa.app import Server
+from distilqa.server.single_process import SingleProcess
 from distilqa_export.samples import packaged_evaluation
 
 QUESTION = "What does the fox jump over?"
@@ -272,7 +272,7 @@ async def test_requests_that_come_one_after_the_other(target: str) -> None:
     assert seen == ["0", "1", "2", "3", "4"]
 
 
-def connections(server: Server) -> int:
+def connections(server: SingleProcess) -> int:
     """How many TCP connections to a server of this machine are established, as Linux lists them."""
     port = int(server.address.rpartition(":")[2])
     tables = [path.read_text() for path in Path("/proc/self/net").glob("tcp*")]  # gRPC may take IPv6 for IPv4's
@@ -292,7 +292,7 @@ async def test_connections(kind: Any, bundle: Path, count: int) -> None:
 
 
 def test_request_ids(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "distilqa.statuses")
+    caplog.set_level(logging.INFO, "distilqa.server.statuses")
 
     async def ask() -> None:
         async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:

@@ -16,19 +16,23 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from benchmarks.quality import logits_in_runs
+from benchmarks.parts.quality import logits_in_runs
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tests.integration.servers import CLI, serving
 
 from distilqa import AsyncClient, Reader
-from distilqa.answer import Answer
 from distilqa.bundle import VARIANTS, Bundle
-from distilqa.engine import SHARED_RUN_WINDOWS, open_session, usable_cores
-from distilqa.evaluation import MAX_ANSWER_TOKENS, Question
+from distilqa.engine.base import SHARED_RUN_WINDOWS
+from distilqa.engine.cores import usable_cores
+from distilqa.engine.session import open_session
+from distilqa.evaluation.dataset import Question
+from distilqa.evaluation.evaluate import MAX_ANSWER_TOKENS
 from distilqa.reader import open_windower
-from distilqa.spans import Logits, decode
-from distilqa.windows import Int64, Tokenized
-from distilqa_export.check import Run, logits_of, runner
+from distilqa.text.answer import Answer
+from distilqa.text.arrays import Int64, Logits
+from distilqa.text.spans import decode
+from distilqa.text.windows import Tokenized
+from distilqa_export.gate.check import Run, logits_of, runner
 from distilqa_export.samples import packaged_evaluation
 
 Item = TypeVar("Item")
@@ -89,14 +93,14 @@ def answers(tokenized: Sequence[Tokenized], logits: Sequence[Sequence[Logits]]) 
 def assert_same(
     alone: Reader, tokenized: Sequence[Tokenized], found: Sequence[list[Logits]], expected: Sequence[list[Logits]]
 ) -> None:
-    if alone.engine.variant == "cpu-int8":
+    if alone.variant == "cpu-int8":
         pairs = ((f, e) for fs, es in zip(found, expected, strict=True) for f, e in zip(fs, es, strict=True))
         assert all(np.array_equal(f, e) for f, e in pairs)
     assert_same_answers(alone, answers(tokenized, found), answers(tokenized, expected))
 
 
 def assert_same_answers(alone: Reader, found: Sequence[Answer], expected: Sequence[Answer]) -> None:
-    if alone.engine.variant == "cpu-int8":
+    if alone.variant == "cpu-int8":
         assert found == expected
     assert [replace(one, score=0) for one in found] == [replace(one, score=0) for one in expected]
     assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
@@ -112,7 +116,7 @@ def test_in_runs_of_equal_length(
 def test_on_several_threads(
     alone: Reader, bundle: Path, tokenized: Sequence[Tokenized], expected: Sequence[list[Logits]]
 ) -> None:
-    threaded = Reader(bundle, alone.engine.variant, threads=2)
+    threaded = Reader(bundle, alone.variant, threads=2)
     found = [logits_of(lambda windows: _sides(threaded, windows), one) for one in tokenized]
     assert_same(alone, tokenized, found, expected)
 
@@ -120,7 +124,7 @@ def test_on_several_threads(
 @pytest.fixture(scope="module")
 def loaded(alone: Reader, bundle: Path) -> Iterator[str]:
     """The address of a server of the variant."""
-    with serving([*CLI, "serve", str(bundle), "--variant", alone.engine.variant]) as (_, address):
+    with serving([*CLI, "serve", str(bundle), "--variant", alone.variant]) as (_, address):
         yield address
 
 

@@ -31,9 +31,9 @@ from distilqa import (
     Unauthenticated,
     Unavailable,
 )
-from distilqa.app import Server
 from distilqa.errors import BindError
-from distilqa.settings import ServerSettings
+from distilqa.server.settings import ServerSettings
+from distilqa.server.single_process import SingleProcess
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 QUESTION = "What does the fox jump over?"
@@ -253,7 +253,7 @@ async def test_a_defect_in_checking_stays_inside(
     def fail(*_: object) -> str:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr("distilqa.credentials.Callers.check", fail)
+    monkeypatch.setattr("distilqa.server.credentials.Callers.check", fail)
     async with (
         held_server(bundle, credentials=files.callers) as (server, engine),
         AsyncClient(server.address) as client,
@@ -430,7 +430,7 @@ def test_certificates_that_cannot_be_served(
     files.lock("locked.key")
     paths = {"certificate": files.roots.parent / certificate, "key": files.roots.parent / key}
     with pytest.raises(SettingsError) as caught:
-        Server(ServerSettings(bundle=bundle, tls_certificate=paths["certificate"], tls_key=paths["key"]))
+        SingleProcess(ServerSettings(bundle=bundle, tls_certificate=paths["certificate"], tls_key=paths["key"]))
     assert str(caught.value) == problem.format(**paths)
 
 

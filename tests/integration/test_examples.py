@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.integration.servers import held_server
 
 from distilqa import AsyncClient, Reader
-from distilqa.client import _RETRIES
+from distilqa.client.client import _RETRIES
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 EXAMPLES = ROOT / "examples"

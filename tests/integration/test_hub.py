@@ -85,7 +85,7 @@ def test_exports_by_id(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_tag_is_recorded_as_its_commit(hub: Hub, tmp_path: Path) -> None:
-    load = f"from distilqa_export.checkpoint import load_checkpoint as load; print(load({ID!r}, {TAG!r}).source)"
+    load = f"from distilqa_export.graph.checkpoint import load_checkpoint as load; print(load({ID!r}, {TAG!r}).source)"
     done = run(hub.url, tmp_path, sys.executable, "-c", load)
     assert done.returncode == 0, done.stderr
     assert f"revision='{COMMIT}'" in done.stdout

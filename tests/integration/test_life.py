@@ -17,11 +17,13 @@ from tests.integration.callers import NOT_SERVING, PASSAGE, QUESTION, SERVING, C
 from tests.integration.servers import HeldEngine, entries, held_server, json_serving, serving
 
 from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
-from distilqa import model as model_module
-from distilqa.app import Server, serve
-from distilqa.engine import Engine, open_engine
+from distilqa.engine.base import Engine
+from distilqa.engine.open import open_engine
 from distilqa.errors import BrokenError, BundleError
-from distilqa.settings import ServerSettings
+from distilqa.server import back_end
+from distilqa.server.app import serve
+from distilqa.server.settings import ServerSettings
+from distilqa.server.single_process import SingleProcess
 
 BOOK = f"{PASSAGE} " * 1000  # a few dozen windows
 
@@ -44,8 +46,8 @@ class TestStart:
             assert go_on.wait(60)
             return open_engine(*arguments, **options)
 
-        monkeypatch.setattr(model_module, "open_engine", slow)
-        server = Server(ServerSettings(bundle=bundle, port=0))
+        monkeypatch.setattr(back_end, "open_engine", slow)
+        server = SingleProcess(ServerSettings(bundle=bundle, port=0))
         starting = asyncio.create_task(server.start())
         await asyncio.to_thread(began.wait)
         assert await health(server.address) == NOT_SERVING
@@ -59,7 +61,7 @@ class TestStart:
 
     async def test_a_bundle_that_cannot_be_used_frees_the_port(self, tmp_path: Path) -> None:
         for _ in range(2):
-            server = Server(ServerSettings(bundle=tmp_path, port=0))
+            server = SingleProcess(ServerSettings(bundle=tmp_path, port=0))
             with pytest.raises(BundleError):
                 await server.start()
             with pytest.raises(DistilqaError), Client(server.address) as client:
@@ -74,8 +76,8 @@ class TestStart:
             go_on.wait(60)
             raise BundleError("nobody hears this")
 
-        monkeypatch.setattr(model_module, "open_engine", stopped)
-        monkeypatch.setattr(model_module, "CLOSE_S", 60)
+        monkeypatch.setattr(back_end, "open_engine", stopped)
+        monkeypatch.setattr(back_end, "CLOSE_S", 60)
         running = asyncio.create_task(serve(ServerSettings(bundle=bundle, port=0), lambda _: pytest.fail("ready")))
         await asyncio.to_thread(began.wait)
         signal.raise_signal(signal.SIGTERM)
@@ -89,9 +91,9 @@ class TestStart:
 # A server whose model does as the code given first says.
 _CHANGED_SERVER = """
 import sys, time
-from distilqa import front_end, model
-from distilqa.cli import main
-from distilqa.scheduler import Scheduler
+from distilqa.cli.main import main
+from distilqa.scheduling.scheduler import Scheduler
+from distilqa.server import back_end, front_end
 exec(sys.argv.pop(1))
 sys.exit(main())
 """
@@ -106,7 +108,8 @@ class TestStuck:
 
     def test_while_it_loads(self, bundle: Path) -> None:
         change = (
-            "model.CLOSE_S = 0.1; model.open_engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
+            "back_end.CLOSE_S = 0.1;"
+            " back_end.open_engine = lambda *_, **__: print('loading', flush=True) or time.sleep(600)"
         )
         with subprocess.Popen(
             [*changed(change, bundle), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

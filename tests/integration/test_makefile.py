@@ -1,6 +1,6 @@
 """What `make` says and when it sets up, with a Python in the place of the real one that only writes down its calls.
 
-The real set-up is what CI runs the tests in, and `tests/integration/test_readme.py` runs its commands.
+The real set-up is what CI runs the tests in, and `tests/integration/test_documents.py` runs its commands.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def metadata(contents: dict[str, bytes], name: str) -> str:
 def test_wheel_describes_itself(contents: dict[str, bytes]) -> None:
     for name in ("LICENSE", "NOTICE"):
         assert metadata(contents, f"licenses/{name}") == (ROOT / name).read_text(encoding="utf-8")
-    assert "distilqa = distilqa.cli:main" in metadata(contents, "entry_points.txt")
+    assert "distilqa = distilqa.cli.main:main" in metadata(contents, "entry_points.txt")
     fields = message_from_string(metadata(contents, "METADATA"))
     assert fields["License-Expression"] == "Apache-2.0"
     assert fields["Requires-Python"] == ">=3.11"
@@ -178,7 +178,9 @@ def test_client_alone_inspects(client: Path, bundle: Path, tmp_path: Path) -> No
 
 
 def test_server_has_what_it_needs(server: Path, tmp_path: Path) -> None:
-    assert missing(server, ["torch", "transformers", "onnx", "distilqa.app", "distilqa.settings"], tmp_path) == [
+    assert missing(
+        server, ["torch", "transformers", "onnx", "distilqa.server.app", "distilqa.server.settings"], tmp_path
+    ) == [
         "torch",
         "transformers",
         "onnx",
@@ -224,3 +226,8 @@ def test_generated_protobuf_code_is_what_the_definition_gives(tmp_path: Path) ->
     protos = ROOT / "protos"
     committed = {path.relative_to(protos): path.read_text() for path in protos.rglob("*_pb2*") if path.suffix != ".pyc"}
     assert generated == committed
+
+
+def test_reference_of_the_protocol_is_what_the_definition_gives() -> None:
+    made = run(sys.executable, "docs/protocol.py", cwd=ROOT, check=True).stdout
+    assert made == (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")

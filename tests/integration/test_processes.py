@@ -23,8 +23,9 @@ from tests.integration.servers import CLI, entries, serving
 
 from distilqa import Client, Reader
 from distilqa.errors import BindError
-from distilqa.processes import Processes, _held_address
-from distilqa.settings import ServerSettings
+from distilqa.server.address import held_address
+from distilqa.server.processes.parent import Processes
+from distilqa.server.settings import ServerSettings
 from distilqa_export.samples import packaged_evaluation
 
 FRONT_ENDS = 2
@@ -39,9 +40,9 @@ GUARD_S = 30.0
 CHANGES = """
 import os, time
 from pathlib import Path
-from distilqa.engine import Engine
+from distilqa.engine.cpu import CpuEngine
 
-folder, run = Path(os.environ["CHANGES"]), Engine.run
+folder, run = Path(os.environ["CHANGES"]), CpuEngine.run
 
 def changed(self, windows, *, alone=False):
     if (folder / "deadly").exists():
@@ -52,7 +53,7 @@ def changed(self, windows, *, alone=False):
         time.sleep(0.01)
     return run(self, windows, alone=alone)
 
-Engine.run = changed
+CpuEngine.run = changed
 """
 
 
@@ -68,7 +69,7 @@ class Running:
         """Of the child of that name, None while there is none."""
         children = Path(f"/proc/{self.parent.pid}/task/{self.parent.pid}/children").read_text()
         for pid in map(int, children.split()):
-            if _command(pid).endswith(f"distilqa.child {name}"):
+            if _command(pid).endswith(f"distilqa.server.processes.child {name}"):
                 return pid
         return None
 
@@ -149,7 +150,7 @@ class TestAnswers:
                 asked = question.question, question.context
                 assert client.answer(*asked, top_k=3) == reader.answer(*asked, top_k=3)
             model = client.model()
-        assert (model.name, model.variant) == (reader.bundle.manifest.name, reader.engine.variant)
+        assert (model.name, model.variant) == (reader.model, reader.variant)
         log = stop(running)
         assert log[-1]["ended"] == {"OK": 41}
         assert sum(int(size) * count for size, count in log[-1]["runs_by_windows"].items()) >= 40
@@ -323,7 +324,7 @@ class TestEnd:
         pids = [pid for name in names if (pid := running.pid(name))]
         assert len(pids) == len(names)
         running.parent.kill()
-        until(lambda: not any("distilqa.child" in _command(pid) for pid in pids))
+        until(lambda: not any("distilqa.server.processes.child" in _command(pid) for pid in pids))
         with socket.create_server(("127.0.0.1", int(running.address.rpartition(":")[2]))):
             pass
 
@@ -360,19 +361,19 @@ class TestStart:
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "0.0.0.0", "::"])
     def test_an_address_is_held(self, host: str) -> None:
-        with _held_address(ServerSettings(bundle=Path(), host=host, port=0)) as (address, port):
+        with held_address(host, 0) as (address, port):
             assert re.fullmatch(r"[^:]+:\d+|\[[:0-9]+\]:\d+", address)
             with (
                 pytest.raises(BindError, match="is another server there"),
-                _held_address(ServerSettings(bundle=Path(), host=host, port=port)),
+                held_address(host, port),
             ):
                 pytest.fail("the block must not run")
-        with _held_address(ServerSettings(bundle=Path(), host=host, port=port)):
+        with held_address(host, port):
             pass
 
     def test_a_host_that_is_not_ours_is_refused(self) -> None:
         with (
             pytest.raises(BindError, match="the host not this machine's"),
-            _held_address(ServerSettings(bundle=Path(), host="192.0.2.1", port=0)),
+            held_address("192.0.2.1", 0),
         ):
             pytest.fail("the block must not run")

@@ -429,7 +429,7 @@ async def test_what_is_unexpected_stays_inside(
 ) -> None:
     async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
         engine.release.set()
-        monkeypatch.setattr("distilqa.spans.decode", None)
+        monkeypatch.setattr("distilqa.text.spans.decode", None)
         with pytest.raises(InferenceFailed, match=r"^internal error$"):
             await client.answer(QUESTION, PASSAGE)
     assert len([record for record in caplog.records if record.exc_info]) == 1

@@ -14,7 +14,7 @@ from google.rpc import code_pb2, error_details_pb2
 from tests.integration.servers import HeldEngine, held_server
 
 from distilqa import AsyncClient, Reader
-from distilqa.app import Server
+from distilqa.server.single_process import SingleProcess
 from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
@@ -93,7 +93,7 @@ def test_replies_come_as_they_are_done(target: str) -> None:
 
 
 @asynccontextmanager
-async def held_stream(bundle: Path, **settings: Any) -> AsyncIterator[tuple[Server, HeldEngine, Any]]:
+async def held_stream(bundle: Path, **settings: Any) -> AsyncIterator[tuple[SingleProcess, HeldEngine, Any]]:
     """A stream to a server whose runs are held up."""
     async with held_server(bundle, **settings) as (server, engine), grpc.aio.insecure_channel(server.address) as there:
         yield server, engine, QuestionAnsweringStub(there).AnswerStream(timeout=60)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer
 
-from distilqa import cuda, cuda_lane
-from distilqa.cuda_runtime import Runtime
+from distilqa.engine.cuda import engine as cuda
+from distilqa.engine.cuda import lane as cuda_lane
+from distilqa.engine.cuda.runtime import Runtime
 
 # The machine's speed is no property of the code.
 settings.register_profile("distilqa", deadline=None, suppress_health_check=[HealthCheck.too_slow])

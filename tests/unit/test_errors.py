@@ -41,6 +41,7 @@ def test_version_is_the_package_s() -> None:
 def test_everything_exported_is_there() -> None:
     assert [name for name in distilqa.__all__ if not hasattr(distilqa, name)] == []
     assert not hasattr(distilqa, "novelty")
+    assert {*distilqa.__all__, "__version__"} <= set(dir(distilqa)), "for completion"
 
 
 def test_invalid_request() -> None:

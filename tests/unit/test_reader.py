@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from distilqa.answer import Answer
 from distilqa.bundle import TOKENIZER, VARIANTS
 from distilqa.errors import BundleError, InvalidRequest
 from distilqa.reader import Reader
-from distilqa.request import MAX_TOP_K, check_options
-from distilqa.spans import decode
-from distilqa.windows import MAX_QUESTION_TOKENS
+from distilqa.text.answer import Answer
+from distilqa.text.request import MAX_TOP_K, check_options
+from distilqa.text.spans import decode
+from distilqa.text.windows import MAX_QUESTION_TOKENS
 
 QUESTION = "Who built the lighthouse?"
 FACT = "The lighthouse was built by Maria Solberg in 1887. "
@@ -201,9 +201,10 @@ def test_threads_do_not_disturb_each_other(reader: Reader) -> None:
 
 
 def test_variants(bundle: Path) -> None:
-    assert Reader(bundle).engine.variant == "cpu-int8"
+    assert Reader(bundle).variant == "cpu-int8"
     reader = Reader(str(bundle), "cpu-fp32", threads=1)
-    assert (reader.engine.variant, reader.engine.threads) == ("cpu-fp32", 1)
+    assert (reader.variant, reader.engine.device) == ("cpu-fp32", "1 cores")
+    assert repr(reader) == "Reader(model='distilbert-384-squad', version='1', variant='cpu-fp32')"
     assert reader.windower.max_tokens == reader.bundle.manifest.window_tokens == 384
     with pytest.raises(BundleError, match="no variant 'cpu-fp64'"):
         Reader(bundle, "cpu-fp64")

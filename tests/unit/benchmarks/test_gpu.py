@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from benchmarks import GPU_PARTS, models, plots, race, results, suite
+from benchmarks import GPU_PARTS, models, suite
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import answers, environment, runs, systems, throughput, traffic
 from benchmarks.gpu.runs import COMPILED, OURS, OURS_BERT, PEAK, PLAIN, PRODUCTS, PYTORCH, WITHOUT_GRAPHS
@@ -23,20 +23,22 @@ from benchmarks.gpu.throughput import Throughput
 from benchmarks.gpu.traffic import EIGHT, ONE, Closed, Open, Traffic, Tried, packed, unpacked, within
 from benchmarks.load.generator import Load
 from benchmarks.load.processes import ServerFailed
-from benchmarks.report import report
-from benchmarks.serving import search
-from benchmarks.worker import KINDS, Mix, Shape, System, timed
+from benchmarks.parts.serving import search
+from benchmarks.racing import race
+from benchmarks.racing.worker import KINDS, Mix, Shape, System, timed
+from benchmarks.reporting import plots, results
+from benchmarks.reporting.report import report
 from tests.conftest import CHECKPOINT
-from tests.unit.benchmarks.test_report import part, raced
+from tests.unit.benchmarks.reporting.test_report import part, raced
 from tests.unit.export.conftest import random_model, save_with_tokenizer
 
-from distilqa import cuda
 from distilqa.bundle import Architecture
-from distilqa.engine import open_session
-from distilqa_export.checkpoint import load_checkpoint
-from distilqa_export.fuse import fuse
-from distilqa_export.pack import pack
-from distilqa_export.trace import trace
+from distilqa.engine.cuda import engine as cuda
+from distilqa.engine.session import open_session
+from distilqa_export.graph.checkpoint import load_checkpoint
+from distilqa_export.graph.fuse import fuse
+from distilqa_export.graph.pack import pack
+from distilqa_export.graph.trace import trace
 
 TARGET = Architecture("distilbert", 6, 768, 12, 3072, 30522, 512, 66_364_418)
 
@@ -133,7 +135,7 @@ def test_a_part_that_fails_says_why_and_the_others_go_on(
     def fail(setting: GpuSetting) -> Any:
         raise RuntimeError("CUDA error 700")
 
-    monkeypatch.setattr("distilqa.cuda_runtime.load_runtime", lambda: None)
+    monkeypatch.setattr("distilqa.engine.cuda.runtime.load_runtime", lambda: None)
     monkeypatch.setattr(environment, "gpu", lambda: {"gpu": {"name": "a GPU"}, "cuda": {"torch": "13.0"}})
     monkeypatch.setattr(answers, "measure", fail)
     monkeypatch.setattr(traffic, "_VARIANT", "cpu-fp32")

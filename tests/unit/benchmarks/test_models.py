@@ -10,7 +10,7 @@ import onnxruntime.quantization
 import pytest
 from benchmarks import models
 
-from distilqa.processor import Processor
+from distilqa.engine.processor import Processor
 
 AVX2, VNNI, ARM = ("avx2",), ("avx2", "avx_vnni"), ("asimd",)
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, PreTrainedModel
 
-from distilqa.engine import open_session, token_types
-from distilqa.spans import Float32
-from distilqa.windows import Int64, Windower
+from distilqa.engine.segments import token_types
+from distilqa.engine.session import open_session
+from distilqa.text.arrays import Float32, Int64
+from distilqa.text.windows import Windower
 from distilqa_export import samples
-from distilqa_export.calibrate import Observed, observe
-from distilqa_export.check import Run, runner
-from distilqa_export.checkpoint import MODELS, Checkpoint, load_checkpoint
-from distilqa_export.equalize import values
-from distilqa_export.fuse import fuse
-from distilqa_export.trace import trace
+from distilqa_export.gate.check import Run, runner
+from distilqa_export.graph.checkpoint import MODELS, Checkpoint, load_checkpoint
+from distilqa_export.graph.fuse import fuse
+from distilqa_export.graph.trace import trace
+from distilqa_export.quantization.calibrate import Observed, observe
+from distilqa_export.quantization.equalize import values
 
 KINDS = ("distilbert", "bert")
 

@@ -20,17 +20,21 @@ import numpy as np
 import pytest
 import torch
 
-from distilqa import cuda, spans
 from distilqa.bundle import CARD, INT8_PROBE, MANIFEST, SELF_TEST, TOKENIZER, VARIANTS, Bundle, Manifest
-from distilqa.engine import open_session, token_types
+from distilqa.engine.cuda import engine as cuda
+from distilqa.engine.segments import token_types
+from distilqa.engine.session import open_session
 from distilqa.errors import BundleError
 from distilqa.reader import Reader
-from distilqa_export import gate, judge, samples
-from distilqa_export.checkpoint import Checkpoint
+from distilqa.text import spans
+from distilqa_export import samples
 from distilqa_export.errors import CheckpointError, ExportError
 from distilqa_export.export import export
-from distilqa_export.judge import Drop
-from distilqa_export.pack import pack
+from distilqa_export.gate import judge
+from distilqa_export.gate import release as gate
+from distilqa_export.gate.judge import Drop
+from distilqa_export.graph.checkpoint import Checkpoint
+from distilqa_export.graph.pack import pack
 
 MakeTiny = Callable[..., Path]
 
@@ -68,7 +72,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     calibration, evaluation = samples.packaged_calibration()[:5], samples.packaged_evaluation()[:5]
     monkeypatch.setattr(samples, "packaged_calibration", lambda: calibration)
     monkeypatch.setattr(samples, "packaged_evaluation", lambda: evaluation)
-    monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_: Drop(0, 0, 0))
+    monkeypatch.setattr("distilqa_export.gate.judge.f1_drop", lambda *_: Drop(0, 0, 0))
 
 
 @pytest.fixture
@@ -186,9 +190,9 @@ def test_says_where_the_verdict_may_be_chance(
 ) -> None:
     few = "5 questions on 3 passages are too few to judge by"
     for least, high, doubt in ((3, 0.4, ""), (3, 0.6, "the interval reaches beyond 0.5"), (4, 0.4, few)):
-        monkeypatch.setattr("distilqa_export.gate._LEAST_PASSAGES", least)
+        monkeypatch.setattr("distilqa_export.gate.release._LEAST_PASSAGES", least)
         steps: list[str] = []
-        monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_, high=high: Drop(0.1, -0.2, high))
+        monkeypatch.setattr("distilqa_export.gate.judge.f1_drop", lambda *_, high=high: Drop(0.1, -0.2, high))
         export(str(distilbert), tmp_path / f"{least} {high}", progress=steps.append)
         said = [step for step in steps if step.startswith("int8 with") or "more questions" in step]
         assert said[0] == (
@@ -318,7 +322,7 @@ def test_names_the_line_of_a_wrong_calibration_file(sample: dict[str, str], dist
 def drops(monkeypatch: pytest.MonkeyPatch, *points: float) -> None:
     """Let int8 lose so many points of F1 at each try, and the last ever after."""
     tries = chain(points, repeat(points[-1]))
-    monkeypatch.setattr("distilqa_export.judge.f1_drop", lambda *_: Drop(next(tries), 0, 99))
+    monkeypatch.setattr("distilqa_export.gate.judge.f1_drop", lambda *_: Drop(next(tries), 0, 99))
 
 
 @pytest.mark.usefixtures("few_samples")

@@ -1,0 +1,1 @@
+"""Systems side by side: each in a process of its own, by turns."""

@@ -1,0 +1,74 @@
+"""Check that a converted model is still the model: logits against PyTorch, answers against fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from distilqa.engine.packed import CUMULATIVE_LENGTHS, run_packed
+from distilqa.engine.segments import token_types
+from distilqa.engine.session import run_session
+from distilqa.text.arrays import Float32, Int64, Logits
+from distilqa.text.windows import Tokenized
+from distilqa_export.errors import ExportError
+from distilqa_export.graph.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+# fp32 against PyTorch: the same arithmetic in another order.
+MAX_FP32_DIFFERENCE = 1e-3
+
+# (windows, tokens) of the inputs that fp32 is compared on; the last is cut to the longest window.
+_SHAPES = ((1, 8), (1, 61), (8, 16), (4, 128), (2, 333), (1, 384))
+
+Run = Callable[[Sequence[Int64]], Sequence[Float32]]
+
+
+def runner(session: onnxruntime.InferenceSession) -> Run:
+    """A function from windows of one length to [start, end] logits, each (windows, length)."""
+    inputs = [node.name for node in session.get_inputs()]
+    if CUMULATIVE_LENGTHS in inputs:
+        return lambda windows: [np.stack(side) for side in zip(*run_packed(session, inputs, windows), strict=True)]
+    return lambda windows: run_session(session, inputs, windows)
+
+
+def check_fp32(checkpoint: Checkpoint, run: Run) -> float:
+    """Return the largest difference from PyTorch's logits over several lengths and batch sizes.
+
+    Raises ExportError if it is not under `MAX_FP32_DIFFERENCE`.
+    """
+    generator = np.random.default_rng(0)
+    separator = checkpoint.tokenizer.sep_token_id
+    differences = []
+    for windows, length in _SHAPES:
+        tokens = min(length, checkpoint.window_tokens)
+        ids = generator.integers(0, checkpoint.architecture.vocabulary, (windows, tokens))
+        ids[ids == separator] = 0
+        ids[:, (tokens // 3, -1)] = separator
+        expected = _torch_logits(checkpoint, ids)
+        differences.append(np.abs(np.array(run(list(ids))) - expected).max())
+    largest = float(np.max(differences))  # unlike max(), NaN if any is
+    if not largest < MAX_FP32_DIFFERENCE:
+        raise ExportError(
+            f"the fp32 model's logits differ from PyTorch's by {largest:.3g}; under {MAX_FP32_DIFFERENCE} is needed"
+        )
+    return largest
+
+
+def _torch_logits(checkpoint: Checkpoint, ids: Int64) -> Float32:
+    inputs = {"input_ids": torch.from_numpy(ids)}
+    if checkpoint.architecture.type == "bert":
+        inputs["token_type_ids"] = torch.from_numpy(token_types(ids))
+    with torch.inference_mode():
+        output = checkpoint.model(**inputs)
+    return np.array([output.start_logits.numpy(), output.end_logits.numpy()])
+
+
+def logits_of(run: Run, question: Tokenized) -> list[Logits]:
+    """The (start, end) logits of each window of a question, each run alone."""
+    pairs = (run([window.input_ids]) for window in question.windows)
+    return [(start[0], end[0]) for start, end in pairs]

@@ -1,0 +1,249 @@
+"""Streams of requests, by threads and by asyncio: every request that is taken from the caller gets one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from contextlib import suppress
+from itertools import count
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import grpc
+
+from distilqa.client.call import OutgoingCall
+from distilqa.client.messages import Outcome, Request, read_answers, read_message, read_model, read_status, to_message
+from distilqa.errors import DistilqaError, InferenceFailed, InvalidRequest
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+_END = object()
+
+# Outcomes, and last of the replies what ended them.
+_Event: TypeAlias = Outcome | DistilqaError
+
+
+class Exchange:
+    """What a stream takes and gives back, without how it is sent. ``names`` are those of the model that must answer.
+
+    On the wire the requests have numbers for ids: the caller's own need not differ from each other.
+    """
+
+    def __init__(self, call: OutgoingCall, names: Mapping[str, str]) -> None:
+        self._call, self._names = call, names
+        self._numbers = count()
+        self._asked: dict[str, tuple[Request, pb.AnswerRequest]] = {}
+        self._exhausted = False
+        self._raised: BaseException | None = None
+        self._max_request_bytes = 0
+
+    def begin(self, reply: pb.GetModelResponse | None) -> None:
+        """A request that is far too large would not be read, and end the whole stream: so its limit is asked first."""
+        self._max_request_bytes = read_model(reply).max_request_bytes
+
+    def take(self, request: object) -> pb.AnswerStreamRequest | Outcome | None:
+        """What to send, the outcome of what cannot be sent, or None after the last. Raises InvalidRequest."""
+        if request is _END:
+            self._exhausted = True
+            return None
+        if not isinstance(request, Request):
+            raise InvalidRequest("requests", f"hold a {type(request).__name__}, must be of distilqa.Request")
+        try:
+            message = to_message(request, **self._names)
+            self._check_size(message.ByteSize())
+        except InvalidRequest as error:
+            return Outcome(request, [], error)
+        sent = pb.AnswerStreamRequest(id=str(next(self._numbers)), request=message)
+        self._asked[sent.id] = request, sent.request
+        return sent
+
+    def fail(self, error: BaseException) -> None:
+        """Taking raised: nothing more is taken, and what was sent is waited for."""
+        self._raised = error
+
+    def land(self, reply: pb.AnswerStreamResponse | None) -> Outcome:
+        """The outcome that a reply brings. Raises InferenceFailed for a reply to nothing that waits for one."""
+        reply = read_message(reply)
+        if reply.id not in self._asked:
+            raise InferenceFailed(f"the reply is to a request {reply.id[:40]!r}, and none of that id waits for one")
+        request, asked = self._asked.pop(reply.id)
+        try:
+            if reply.HasField("status"):
+                raise self._call.explain(read_status(reply.status))
+            return Outcome(request, read_answers(reply.response, asked))
+        except DistilqaError as error:
+            return Outcome(request, [], error)
+
+    def lost(self, error: DistilqaError) -> Iterator[Outcome]:
+        """The outcome of each that waits for a reply, where none will come."""
+        for number in list(self._asked):
+            request, _ = self._asked.pop(number)
+            yield Outcome(request, [], error)
+
+    def finish(self, error: DistilqaError) -> None:
+        """Raise what taking raised, or what ended the stream if not everything had been taken."""
+        if self._raised is not None:
+            raise self._raised
+        if not self._exhausted:
+            raise error
+
+    @property
+    def get_model(self) -> pb.GetModelRequest:
+        return pb.GetModelRequest(**self._names)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_request_bytes:
+            raise InvalidRequest("request", f"has {size} bytes, the limit is {self._max_request_bytes}")
+
+
+class Stream:
+    """A stream of `Client`: a thread of gRPC's takes the requests and sends them, one of ours receives the replies."""
+
+    def __init__(self, call: OutgoingCall, exchange: Exchange, in_flight: int) -> None:
+        self._call, self._exchange = call, exchange
+        self._room = threading.Semaphore(in_flight)
+        self._events: SimpleQueue[_Event] = SimpleQueue()
+        self._taking = threading.Lock()
+        self._over = False
+
+    def outcomes(self, requests: Iterator[object]) -> Generator[Outcome, None, None]:
+        call, exchange = self._call, self._exchange
+        with call.errors():
+            model = call.stub.GetModel(exchange.get_model, **call.options)
+        exchange.begin(model)
+        with call.errors():
+            replies = call.stub.AnswerStream(self._messages(requests), **call.options)
+        threading.Thread(target=self._receive, args=(replies,), name="distilqa-replies", daemon=True).start()
+        try:
+            while isinstance(event := self._events.get(), Outcome):
+                self._room.release()
+                yield event
+            self._stop()
+            yield from _rest(self._events, exchange, event)
+            with self._taking:  # what the caller's iterator is about to give
+                pass
+            yield from _rest(self._events, exchange, event)
+            exchange.finish(event)
+        finally:
+            self._stop()
+            replies.cancel()
+
+    def _messages(self, requests: Iterator[object]) -> Iterator[pb.AnswerStreamRequest]:
+        while (message := self._take(requests)) is not None:
+            yield message
+
+    def _take(self, requests: Iterator[object]) -> pb.AnswerStreamRequest | None:
+        """The next to send, once there is room for it."""
+        while True:
+            self._room.acquire()
+            with self._taking:
+                if self._over:
+                    return None
+                try:
+                    taken = self._exchange.take(next(requests, _END))
+                except BaseException as error:
+                    self._exchange.fail(error)
+                    return None
+            if not isinstance(taken, Outcome):
+                return taken
+            self._events.put(taken)
+
+    def _stop(self) -> None:
+        """Take no more."""
+        self._over = True
+        self._room.release()
+
+    def _receive(self, replies: Any) -> None:
+        end = _no_reply()
+        try:
+            with self._call.errors():
+                for reply in replies:
+                    self._events.put(self._exchange.land(reply))
+        except DistilqaError as error:
+            end = error
+        finally:
+            self._events.put(end)
+
+
+class AsyncStream:
+    """A stream of `AsyncClient`, by two tasks. ``open_calls`` has the gRPC call as long as it is under way."""
+
+    def __init__(self, call: OutgoingCall, exchange: Exchange, in_flight: int, open_calls: set[Any]) -> None:
+        self._call, self._exchange, self._open_calls = call, exchange, open_calls
+        self._room = asyncio.Semaphore(in_flight)
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+
+    async def outcomes(self, requests: AsyncIterator[object]) -> AsyncGenerator[Outcome, None]:
+        call, exchange = self._call, self._exchange
+        with call.errors():
+            model = await call.stub.GetModel(exchange.get_model, **call.options)
+        exchange.begin(model)
+        with call.errors():
+            replies = call.stub.AnswerStream(**call.options)
+        self._open_calls.add(replies)
+        sending = asyncio.create_task(self._send(replies, requests))
+        receiving = asyncio.create_task(self._receive(replies))
+        try:
+            while isinstance(event := await self._events.get(), Outcome):
+                self._room.release()
+                yield event
+            sending.cancel()
+            await asyncio.wait((sending,))
+            for outcome in _rest(self._events, exchange, event):
+                yield outcome
+            exchange.finish(event)
+        finally:
+            self._open_calls.discard(replies)
+            replies.cancel()
+            sending.cancel()
+            receiving.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
+
+    async def _send(self, replies: Any, requests: AsyncIterator[object]) -> None:
+        with suppress(grpc.RpcError, asyncio.InvalidStateError):  # the call is over, and `_receive` learns why
+            while (message := await self._take(requests)) is not None:
+                await replies.write(message)
+            await replies.done_writing()
+
+    async def _take(self, requests: AsyncIterator[object]) -> pb.AnswerStreamRequest | None:
+        """The next to send, once there is room for it."""
+        while True:
+            await self._room.acquire()
+            try:
+                taken = self._exchange.take(await anext(requests, _END))
+            except BaseException as error:
+                task = asyncio.current_task()
+                if task and task.cancelling():  # it is this task that was cancelled, not what the iterator waits for
+                    raise
+                self._exchange.fail(error)
+                return None
+            if not isinstance(taken, Outcome):
+                return taken
+            self._events.put_nowait(taken)
+
+    async def _receive(self, replies: Any) -> None:
+        end = _no_reply()
+        try:
+            with self._call.errors():
+                async for reply in replies:
+                    self._events.put_nowait(self._exchange.land(reply))
+        except DistilqaError as error:
+            end = error
+        finally:
+            self._events.put_nowait(end)
+
+
+def _rest(
+    events: SimpleQueue[_Event] | asyncio.Queue[_Event], exchange: Exchange, error: DistilqaError
+) -> Iterator[Outcome]:
+    """The outcomes that are left after the replies have ended."""
+    while not events.empty():
+        event = events.get_nowait()
+        if isinstance(event, Outcome):
+            yield event
+    yield from exchange.lost(error)
+
+
+def _no_reply() -> DistilqaError:
+    """For what waits for a reply when the server has ended the stream as if nothing did."""
+    return InferenceFailed("the server ended the stream without a reply")

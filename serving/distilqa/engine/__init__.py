@@ -1,0 +1,1 @@
+"""ONNX Runtime, on the CPU here, on a GPU in `distilqa.engine.cuda`. Nothing else knows it."""

@@ -1,0 +1,1 @@
+"""Which window is run next, and on which lane."""

@@ -1,0 +1,89 @@
+"""A server's life: start, serve until told to stop, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from distilqa.errors import BrokenError
+from distilqa.server import not_installed
+from distilqa.server.processes.parent import Processes
+from distilqa.server.settings import ServerSettings
+from distilqa.server.tasks import first_of
+
+logger = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What `serve` runs: one process, or several. It is made on the event loop that it is used on.
+
+    ``address`` is where, and ``description`` what is served, once it has started. ``broken`` is set if it cannot go on.
+    """
+
+    address: str
+    description: str
+    broken: asyncio.Event
+
+    async def start(self) -> None:
+        """Take the address, open the model and serve; until then, calls end as UNAVAILABLE.
+
+        Raises BindError, BundleError and MissingDependency.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close."""
+
+    def force(self) -> None:
+        """Let a `stop` wait no longer: calls in flight end as UNAVAILABLE."""
+
+
+def make_server(settings: ServerSettings) -> Server:
+    """Of as many processes as the settings say. Raises SettingsError and MissingDependency."""
+    if settings.processes > 1:
+        return Processes(settings)
+    try:
+        # The parent of several needs neither gRPC nor a tokenizer, which take memory.
+        from distilqa.server.single_process import SingleProcess
+    except ImportError as error:
+        raise not_installed(error) from error
+    return SingleProcess(settings)
+
+
+async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once.
+
+    Raises what `make_server` and the server's `start` do, and BrokenError if the server could not go on.
+    """
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    server = make_server(settings)
+    first = asyncio.create_task(signals.get())
+    starting = asyncio.create_task(server.start())
+    await first_of(starting, first)
+    if starting.done():
+        await starting
+        on_ready(server)
+        await first_of(first, broken := asyncio.create_task(server.broken.wait()))
+        broken.cancel()
+    else:
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+    if first.done():
+        logger.info("draining", extra={"fields": {"signal": first.result().name, "at_most_s": settings.drain_s}})
+    drain = asyncio.create_task(server.stop(settings.drain_s))
+    await first_of(drain, second := asyncio.create_task(signals.get()))
+    if not drain.done():
+        logger.warning("forced to stop", extra={"fields": {"signal": second.result().name}})
+        server.force()
+    second.cancel()
+    first.cancel()
+    await drain
+    if server.broken.is_set():
+        raise BrokenError("the server is broken; its log says why")

@@ -1,0 +1,48 @@
+"""Who gets through to the service."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import grpc
+
+from distilqa.rpc import AUTHORIZATION
+from distilqa.server.credentials import Callers
+from distilqa.server.statuses import CALLER, Calls, Handler
+
+# Open to all: the probes that ask for health cannot send credentials.
+_HEALTH = "/grpc.health.v1.Health/"
+
+
+class CallersOnly(grpc.aio.ServerInterceptor):
+    """Lets in known callers who may use ``model``, which may raise, and everybody to the health service."""
+
+    def __init__(self, callers: Callers, model: Callable[[], str], calls: Calls) -> None:
+        self._callers, self._model, self._calls = callers, model, calls
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The handler of the call, or one that refuses it."""
+        if not handler_call_details.method.startswith(_HEALTH):
+            try:
+                CALLER.set(self._callers.check(_authorization(handler_call_details), self._model()))
+            except Exception as error:  # gRPC would send the words of any that left here
+                return self._calls.refuse(handler_call_details.method, error)
+        return await continuation(handler_call_details)
+
+
+class NoMetadata(logging.Filter):
+    """Drops what gRPC logs of metadata that it cannot decode: it quotes them, and they may hold a token."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Invalid encoding")
+
+
+def _authorization(details: grpc.HandlerCallDetails) -> str | None:
+    """What the call carries. Several are joined, as HTTP joins them: together they are nobody's."""
+    sent = [str(value) for key, value in details.invocation_metadata if key == AUTHORIZATION]
+    return ", ".join(sent) if sent else None

@@ -1,0 +1,242 @@
+"""A server of several processes: front ends that share an address, and one that has the model.
+
+This one, the parent, runs no model and takes no call. It starts the others, introduces each front end to the one that
+has the model, adds up how calls end, and replaces what ends that should not: the callers of that process get
+UNAVAILABLE, and nothing else suffers. What says who may call, and the tokenizer, are read once, here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from distilqa.bundle import Bundle
+from distilqa.errors import BrokenError, DistilqaError
+from distilqa.server.access import Access
+from distilqa.server.address import held_address
+from distilqa.server.admission import Counts
+from distilqa.server.log_messages import (
+    describe,
+    report_growth,
+    tell_not_answered,
+    tell_ready,
+    tell_stopped,
+    warn_of_address,
+    warn_of_model,
+)
+from distilqa.server.processes.children import LAST_S, Child, Place
+from distilqa.server.processes.control import (
+    FRONT_END,
+    MODEL,
+    Beginning,
+    Connect,
+    Ended,
+    Failed,
+    Force,
+    Ready,
+    Stop,
+)
+from distilqa.server.settings import ServerSettings
+from distilqa.server.tasks import first_of
+from distilqa.server.timeouts import TELL_S
+
+logger = logging.getLogger(__name__)
+
+# Before another is begun after one that was killed as it began.
+_RETRY_S = 1.0
+
+
+class Processes:
+    """One bundle, served by several processes. `start` it on an event loop, and `stop` it there. Raises SettingsError.
+
+    ``outcomes`` counts how the calls of all of them ended. ``broken`` is set if they cannot go on.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._access = Access.load(settings)
+        self._front_ends = [Place(f"{FRONT_END} {own}") for own in range(settings.processes)]
+        self._model = Place(MODEL)
+        self._introduction: Connect | None = None  # while the model is there
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopping = False
+        self._forced = asyncio.Event()
+        self._held = ExitStack()
+        self._counts = Counts(settings.processes)
+        self._reporting: asyncio.Task[None] | None = None
+        self.outcomes: Counter[str] = Counter()
+        self.run_sizes: Counter[int] = Counter()
+        self.broken = asyncio.Event()
+        self.address = self.description = ""
+
+    async def start(self) -> None:
+        """Take the address, and start all; until the model is there, calls end as UNAVAILABLE.
+
+        ``address`` is where, and ``description`` what is served. Raises BindError, BundleError and MissingDependency.
+        """
+        settings, began = self._settings, time.monotonic()
+        bundle = Bundle.open(settings.bundle)
+        manifest, tokenizer_json = bundle.manifest, bundle.read_tokenizer()
+        self.address, port = self._held.enter_context(held_address(settings.host, settings.port))
+        warn_of_address(settings, self._access.callers, self.address)
+        warn_of_model(settings, self._access.callers, manifest.name)
+        counts = self._held.enter_context(_shared_memory(settings.processes * Counts.BYTES))
+        self._counts = Counts(settings.processes, descriptor=counts)
+        settings = settings.model_copy(update={"port": port})
+        begin = Beginning(settings, manifest, tokenizer_json, self._access, counts)
+        for own, place in enumerate((*self._front_ends, self._model)):
+            place.keeping = asyncio.create_task(self._keep(place, replace(begin, own=own)))
+        try:
+            await self._started
+        except BaseException:
+            await self._end()
+            raise
+        assert self._introduction is not None
+        variant, device = self._introduction.variant, self._introduction.device
+        tell_ready(self.address, manifest, variant, time.monotonic() - began, settings.processes)
+        self.description = describe(manifest, variant, f"{device}, {settings.processes} front ends")
+        self._reporting = asyncio.create_task(report_growth(self.outcomes, tell_not_answered, TELL_S))
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close."""
+        self._stopping = True
+        await self._stop(self._front_ends, grace_s)
+        await self._stop([self._model], 0)
+        await self._end()
+        if self._reporting:
+            self._reporting.cancel()
+            await asyncio.wait((self._reporting,))
+        tell_stopped(self.outcomes, self.run_sizes)
+
+    def force(self) -> None:
+        """Let a `stop` wait no longer: calls in flight end as UNAVAILABLE."""
+        self._forced.set()
+
+    async def _keep(self, place: Place, begin: Beginning) -> None:
+        """Have a child in a place until the server stops, or none can be had."""
+        try:
+            while not self._stopping:
+                await self._live(place, begin)
+        except Exception as error:
+            self._give_up(error)
+
+    async def _live(self, place: Place, begin: Beginning) -> None:
+        """The life of one child. Raises why there can be none."""
+        if place is not self._model:
+            self._counts.all[begin.own] = 0  # what a forerunner held
+        child = place.child = Child(place.name, begin)
+        try:
+            if place is not self._model:
+                self._introduce(place)
+            while received := await child.control.receive():
+                self._hear(place, child, received[0])
+        except Exception:
+            child.kill()
+            raise
+        finally:
+            status = await child.end()
+            place.child = None
+            if place is self._model:
+                self._introduction = None
+        # One that was killed as it began says nothing of the next.
+        if not child.ready and not self._stopping and (status >= 0 or not self._started.done()):
+            raise child.error or BrokenError(f"{place.name} ended with status {status}")
+        if not self._stopping:
+            self._log(logging.ERROR, "a process ended, and another takes its place", place, child, status=status)
+            await asyncio.sleep(0 if child.ready else _RETRY_S)
+        elif status and not child.killed:
+            self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
+
+    def _hear(self, place: Place, child: Child, message: object) -> None:
+        match message:
+            case Ready(variant, device):
+                child.ready = True
+                if place is self._model:
+                    self._introduction = Connect(variant, device)
+                    for front_end in self._front_ends:
+                        self._introduce(front_end)
+                everyone = (*self._front_ends, self._model)
+                if self._started.done():
+                    self._log(logging.INFO, "a process is in its place", place, child)
+                elif all(one.child and one.child.ready for one in everyone):
+                    self._started.set_result(None)
+            case Failed(error):
+                child.error = error
+            case Ended(outcomes, run_sizes):
+                self.outcomes.update(outcomes)
+                self.run_sizes.update(run_sizes)
+
+    def _log(self, level: int, message: str, place: Place, child: Child, **fields: object) -> None:
+        logger.log(level, message, extra={"fields": {"process": place.name, "pid": child.pid, **fields}})
+
+    def _introduce(self, front_end: Place) -> None:
+        """Connect a front end and the model, once both are there."""
+        if self._introduction and self._model.child and front_end.child:
+            one, other = socket.socketpair()
+            with one, other:
+                self._model.child.control.send(self._introduction, one)
+                front_end.child.control.send(self._introduction, other)
+
+    def _give_up(self, error: Exception) -> None:
+        """One that should take another's place cannot even begin."""
+        if not self._started.done():
+            self._started.set_exception(error)
+        elif not self.broken.is_set():
+            expected = isinstance(error, DistilqaError)
+            logger.critical("a process cannot be replaced: %s", error, exc_info=None if expected else error)
+            self.broken.set()
+
+    async def _stop(self, places: Sequence[Place], grace_s: float) -> None:
+        """Have the children stop by themselves."""
+        if not (keeping := [place.keeping for place in places if place.keeping]):
+            return
+        for child in _children(places):
+            if child.ready:
+                child.control.send(Stop(grace_s))
+            else:
+                child.kill()  # nobody has been served by it
+        ended = asyncio.create_task(asyncio.wait(keeping))
+        forced = asyncio.create_task(self._forced.wait())
+        await first_of(ended, forced, timeout_s=grace_s + LAST_S)
+        if self._forced.is_set():
+            for child in _children(places):
+                child.control.send(Force())
+            await first_of(ended, timeout_s=LAST_S)
+        for place in places:
+            if place.child:
+                self._log(logging.ERROR, "a process has not ended, and is killed", place, place.child)
+                place.child.kill()
+        forced.cancel()
+        await ended
+
+    async def _end(self) -> None:
+        """Kill what is left, and let go of all."""
+        self._stopping = True
+        places = (*self._front_ends, self._model)
+        for child in _children(places):
+            child.kill()
+        if keeping := [place.keeping for place in places if place.keeping]:
+            await asyncio.wait(keeping)
+        self._held.close()
+
+
+def _children(places: Sequence[Place]) -> list[Child]:
+    return [place.child for place in places if place.child]
+
+
+@contextmanager
+def _shared_memory(size: int) -> Iterator[int]:
+    """A descriptor of memory that children can map."""
+    descriptor = os.memfd_create("distilqa")
+    try:
+        os.truncate(descriptor, size)
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,292 @@
+"""The native gRPC service, `distilqa.v1.QuestionAnswering`.
+
+A permit is taken before anything is done with the bytes of a request; those of a stream are parsed before, for their
+id. What may take long is done by a pool of threads, off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from distilqa.bundle import Manifest
+from distilqa.errors import InvalidRequest, ModelNotFound, Unavailable
+from distilqa.scheduling.queue import Runner, WindowResult
+from distilqa.server.admission import Permits
+from distilqa.server.statuses import Calls, IncomingCall, to_status
+from distilqa.server.wire import answer_message, largest_response, parse, stream_id
+from distilqa.text import spans
+from distilqa.text.request import MAX_TOP_K, check_options
+from distilqa.text.windows import MAX_QUESTION_CHARACTERS, Tokenized, Windower
+from distilqa_protos.v1 import SERVICE
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+_DEFAULT_TOP_K = 1
+_DEFAULT_MAX_ANSWER_TOKENS = 15
+
+_MAX_ID_CHARACTERS = 256
+
+# What is decoded at once; and what is tokenised at once, where no other request waits for that.
+_FEW_WINDOWS = 4
+_SMALL_BYTES = 8192
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request, or one stream of them, may ask for."""
+
+    windows: int
+    passages: int
+    request_bytes: int
+    stream_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served, and what runs its windows. ``device`` is what they run on, for people."""
+
+    manifest: Manifest
+    variant: str
+    device: str
+    windower: Windower
+    runner: Runner
+
+
+def handlers(calls: Calls, service: Callable[[], QuestionAnswering]) -> grpc.GenericRpcHandler:
+    """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`. ``service`` may raise what calls then end with."""
+
+    def on_service(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        return lambda *arguments: method(service(), *arguments)
+
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Answer": calls.unary("Answer", on_service(QuestionAnswering.answer)),
+            "AnswerStream": calls.stream("AnswerStream", on_service(QuestionAnswering.answer_stream)),
+            "GetModel": calls.unary("GetModel", on_service(QuestionAnswering.get_model)),
+        },
+    )
+
+
+class QuestionAnswering:
+    """Answers requests for one model. ``pool`` runs what of parsing, tokenising and decoding may take long."""
+
+    def __init__(self, served: Served, *, calls: Calls, permits: Permits, limits: Limits, pool: Executor) -> None:
+        self._manifest, self._variant = served.manifest, served.variant
+        self._windower, self._runner = served.windower, served.runner
+        self._calls, self._permits, self._limits, self._pool = calls, permits, limits, pool
+
+    @property
+    def model(self) -> str:
+        return self._manifest.name
+
+    async def answer(self, raw: bytes, call: IncomingCall) -> bytes:
+        """``Answer``."""
+        self._check_size(len(raw))
+        response = await self._answer(len(raw), lambda: parse(pb.AnswerRequest, raw), call)
+        return response.SerializeToString()
+
+    async def answer_stream(self, call: IncomingCall) -> None:
+        """``AnswerStream``: works on a bounded number of requests, and reads the next when one has been replied to."""
+        room = asyncio.Semaphore(self._limits.stream_requests)
+        writing = asyncio.Lock()  # gRPC sends one message of a stream at a time
+        draining = asyncio.create_task(self._permits.draining.wait())
+        try:
+            with self._permits.hold_stream():
+                async with asyncio.TaskGroup() as replies:
+                    while (raw := await _read(call, room, draining)) is not None:
+                        replies.create_task(self._reply(raw, call, room, writing))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            draining.cancel()
+        if self._permits.draining.is_set():
+            raise Unavailable("the server is stopping, and has read no further than it has replied")
+
+    async def get_model(self, raw: bytes, _call: IncomingCall) -> bytes:
+        """``GetModel``."""
+        self._check_size(len(raw))
+        request = await self._work(partial(parse, pb.GetModelRequest, raw), here=len(raw) <= _SMALL_BYTES)
+        self._check_model(request.model, request.version)
+        manifest, source, limits = self._manifest, self._manifest.source, self._limits
+        names = len(f"{manifest.name}{manifest.version}{self._variant}".encode())
+        return pb.GetModelResponse(
+            model=manifest.name,
+            version=manifest.version,
+            variant=self._variant,
+            checkpoint=source.checkpoint,
+            revision=source.revision or "",
+            architecture=manifest.architecture.type,
+            parameters=manifest.architecture.parameters,
+            limits=pb.Limits(
+                question_tokens=self._windower.max_question_tokens,
+                question_characters=MAX_QUESTION_CHARACTERS,
+                passage_id_characters=_MAX_ID_CHARACTERS,
+                window_tokens=manifest.window_tokens,
+                windows=limits.windows,
+                passages=limits.passages,
+                top_k=MAX_TOP_K,
+                request_bytes=limits.request_bytes,
+                response_bytes=largest_response(limits.request_bytes, MAX_TOP_K, 4 * _MAX_ID_CHARACTERS, names),
+                stream_requests=limits.stream_requests,
+                stream_id_characters=_MAX_ID_CHARACTERS,
+            ),
+        ).SerializeToString()
+
+    async def _answer(self, size: int, read: Callable[[], pb.AnswerRequest], call: IncomingCall) -> pb.AnswerResponse:
+        """Permit, read, tokenise, run, decode."""
+        with self._permits.hold(size):
+            idle = self._permits.requests == 1 and size <= _SMALL_BYTES
+            request, tokenized, tokenize_s = await self._work(partial(self._prepare, read), here=idle)
+            windows = [window.input_ids for window in tokenized.windows]
+            ran = await self._runner.run(windows, deadline=call.deadline)
+            respond = partial(self._respond, request, tokenized, ran, tokenize_s)
+            response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
+        timings = response.timings
+        call.log["windows"] = timings.windows
+        for step in ("tokenize_seconds", "queue_seconds", "inference_seconds"):
+            call.log[step] = round(getattr(timings, step), 6)
+        return response
+
+    async def _work(self, work: Callable[[], _Result], *, here: bool) -> _Result:
+        """What some work gives, done by a thread of the pool; or at once, where the way there and back takes longer."""
+        return work() if here else await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
+        """Reply to one request of a stream, and make room for another."""
+        call = stream.item()
+        ended = partial(self._calls.end, "AnswerStream request", call)
+        item = _Item("", InvalidRequest("request", "was not read"))
+        try:
+            item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
+            response = await self._answer(len(raw), item.read, call)
+            reply = pb.AnswerStreamResponse(id=item.id, response=response)
+            ended(None)
+        except Exception as error:
+            reply = pb.AnswerStreamResponse(id=item.id, status=to_status(error))
+            ended(error)
+        except asyncio.CancelledError as error:
+            ended(error)
+            raise
+        content = reply.SerializeToString()
+        del raw, item, reply  # the caller may take its time
+        async with writing:
+            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
+                await call.context.write(content)
+        room.release()
+
+    def _item(self, raw: bytes) -> _Item:
+        try:
+            item = parse(pb.AnswerStreamRequest, raw)
+            self._check_size(item.request.ByteSize())
+            _check_id("id", item.id)
+        except InvalidRequest as error:
+            return _Item(stream_id(raw)[:_MAX_ID_CHARACTERS], error)
+        return _Item(item.id, item.request)
+
+    def _prepare(self, read: Callable[[], pb.AnswerRequest]) -> tuple[pb.AnswerRequest, Tokenized, float]:
+        began = time.monotonic()
+        request = read()
+        self._check_model(request.model, request.version)
+        if len(request.passages) > self._limits.passages:
+            raise InvalidRequest("passages", f"are {len(request.passages)}, the limit is {self._limits.passages}")
+        for number, passage in enumerate(request.passages):
+            _check_id(f"passages[{number}].id", passage.id)
+        check_options(_top_k(request), _max_answer_tokens(request))
+        tokenized = self._windower.tokenize(
+            request.question,
+            [passage.text for passage in request.passages],
+            doc_stride=request.doc_stride if request.HasField("doc_stride") else None,
+            max_windows=self._limits.windows,
+        )
+        return request, tokenized, time.monotonic() - began
+
+    def _respond(
+        self, request: pb.AnswerRequest, tokenized: Tokenized, ran: list[WindowResult], tokenize_s: float
+    ) -> pb.AnswerResponse:
+        began = time.monotonic()
+        answers = spans.decode(
+            tokenized,
+            [window.logits for window in ran],
+            top_k=_top_k(request),
+            max_answer_tokens=_max_answer_tokens(request),
+            allow_no_answer=request.allow_no_answer,
+        )
+        size = sum(len(answer.text.encode()) for answer in answers)
+        if size > self._limits.request_bytes:
+            problem = f"the answers have {size} bytes together, the limit is {self._limits.request_bytes}"
+            raise InvalidRequest("top_k", problem)
+        response = pb.AnswerResponse(
+            answers=[answer_message(answer, request) for answer in answers],
+            model=self._manifest.name,
+            version=self._manifest.version,
+            variant=self._variant,
+        )
+        response.timings.tokenize_seconds = tokenize_s
+        response.timings.queue_seconds = max(window.queue_s for window in ran)
+        response.timings.inference_seconds = max(window.inference_s for window in ran)
+        response.timings.windows = len(ran)
+        response.timings.run_windows = max(window.run_windows for window in ran)
+        response.timings.decode_seconds = time.monotonic() - began
+        return response
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.request_bytes:
+            raise InvalidRequest("request", f"has {size} bytes, the limit is {self._limits.request_bytes}")
+
+    def _check_model(self, model: str, version: str) -> None:
+        served = self._manifest
+        if model not in ("", served.name) or version not in ("", served.version):
+            wanted = f"{model or served.name!r} version {version or 'any'}"
+            raise ModelNotFound(f"{wanted} is not served here; {served.name!r} version {served.version} is")
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A request of a stream: what it asks, or what is wrong with it."""
+
+    id: str
+    content: pb.AnswerRequest | InvalidRequest
+
+    def read(self) -> pb.AnswerRequest:
+        """The request. Raises what is wrong with it."""
+        if isinstance(self.content, InvalidRequest):
+            raise self.content
+        return self.content
+
+
+async def _read(call: IncomingCall, room: asyncio.Semaphore, draining: asyncio.Task[Any]) -> bytes | None:
+    """The next request of a stream, once there is room for it; None if there are no more, or the server stops."""
+    for step in (room.acquire, call.context.read):
+        task: asyncio.Task[Any] = asyncio.ensure_future(step())
+        try:
+            await asyncio.wait((task, draining), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+        if draining.done():
+            return None
+    return None if task.result() is grpc.aio.EOF else task.result()
+
+
+def _check_id(field: str, id: str) -> None:
+    """Ids come back with each answer."""
+    if len(id) > _MAX_ID_CHARACTERS:
+        raise InvalidRequest(field, f"has {len(id)} characters, the limit is {_MAX_ID_CHARACTERS}")
+
+
+def _top_k(request: pb.AnswerRequest) -> int:
+    return request.top_k if request.HasField("top_k") else _DEFAULT_TOP_K
+
+
+def _max_answer_tokens(request: pb.AnswerRequest) -> int:
+    return request.max_answer_tokens if request.HasField("max_answer_tokens") else _DEFAULT_MAX_ANSWER_TOKENS

@@ -1,0 +1,179 @@
+"""How calls end: the one place where errors become gRPC statuses, and where each call is counted and logged.
+
+A call has an id, the caller's own in ``x-request-id`` or one made here, which goes back with the reply's trailing
+metadata and is in every entry of the log about it. Texts of the caller are in none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Self, TypeAlias, TypeVar
+from urllib.parse import quote
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, InvalidRequest, Overloaded
+from distilqa.rpc import REQUEST_ID, REQUEST_ID_FORM, RETRY_AFTER_MS
+
+# Of an error, which may quote the caller, as trailers carry it; more of them gRPC's clients refuse at random.
+_MAX_MESSAGE_BYTES = 2000
+_AS_IT_IS = "".join(map(chr, range(ord(" "), ord("~") + 1))).replace("%", "")
+
+# A caller's clock may be ahead so far: it gives up at the deadline, and that looks as if it had left.
+_CLOCKS_S = 0.05
+
+# Who calls, where the server knows its callers.
+CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Reply = TypeVar("_Reply")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingCall:
+    """A call under way. ``began`` and ``deadline`` are in time.monotonic's seconds; ``log`` takes what to log of it."""
+
+    context: Context
+    request_id: str
+    began: float
+    deadline: float | None
+    log: dict[str, object]
+
+    @classmethod
+    def of(cls, context: Context) -> Self:
+        now, remaining_s = time.monotonic(), context.time_remaining()
+        sent = [str(value) for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
+        request_id = sent[0] if len(sent) == 1 and REQUEST_ID_FORM.fullmatch(sent[0]) else uuid.uuid4().hex
+        deadline = None if remaining_s is None else now + remaining_s
+        return cls(context, request_id, now, deadline, {"peer": context.peer()})
+
+    def item(self) -> Self:
+        """A request of this stream, which begins now."""
+        return replace(self, began=time.monotonic(), log=dict(self.log))
+
+
+class Calls:
+    """Makes methods into gRPC's handlers, and counts in ``outcomes`` how calls and the requests of streams end."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+
+    def unary(self, name: str, method: Callable[[bytes, IncomingCall], Awaitable[bytes]]) -> Handler:
+        """A handler for a method that takes one request and gives one reply."""
+
+        async def handle(raw: bytes, context: Context) -> bytes:
+            reply = await self._handle(name, context, lambda call: method(raw, call))
+            return reply or b""  # to nobody: the call is over
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def stream(self, name: str, method: Callable[[IncomingCall], Awaitable[None]]) -> Handler:
+        """A handler for a method that reads and writes as it likes."""
+
+        async def handle(_requests: object, context: Context) -> None:
+            await self._handle(name, context, method)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def refuse(self, name: str, error: Exception) -> Handler:
+        """A handler that ends with an error. As one for streams it fits all, and does not wait for a request."""
+
+        async def refuse(_call: IncomingCall) -> None:
+            raise error
+
+        return self.stream(name, refuse)
+
+    def end(self, name: str, call: IncomingCall, error: BaseException | None) -> None:
+        """Count and log an end: of a call, or of a request of a stream."""
+        outcome = _outcome(error, call.deadline)
+        limit = {"limit": error.limit} if isinstance(error, Overloaded) else {}
+        self.outcomes[" ".join((outcome, *map(str, limit.values())))] += 1
+        seconds = round(time.monotonic() - call.began, 6)
+        fields = {"request_id": call.request_id, "outcome": outcome, "seconds": seconds, **limit, **call.log}
+        if caller := CALLER.get():
+            fields["caller"] = caller
+        if isinstance(error, InvalidRequest):
+            fields["field"] = error.field
+        if outcome == InferenceFailed.status:
+            logger.error(name, exc_info=error, extra={"fields": fields})
+        else:
+            logger.info(name, extra={"fields": fields})
+
+    async def _handle(
+        self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[_Reply]]
+    ) -> _Reply | None:
+        call = IncomingCall.of(context)
+        try:
+            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            reply = await method(call)
+        except asyncio.CancelledError as error:
+            self.end(name, call, error)
+            raise
+        except Exception as error:
+            self.end(name, call, error)
+            await _abort(call, error)
+            return None
+        self.end(name, call, None)
+        return reply
+
+
+def _outcome(error: BaseException | None, deadline: float | None) -> str:
+    if error is None:
+        return "OK"
+    if isinstance(error, asyncio.CancelledError):  # by gRPC: the caller left, or the deadline passed
+        late = deadline is not None and time.monotonic() >= deadline - _CLOCKS_S
+        return DeadlineExceeded.status if late else "CANCELLED"
+    return error.status if isinstance(error, DistilqaError) else "INTERNAL"
+
+
+def to_status(error: Exception) -> status_pb2.Status:
+    """What the caller is told: of our errors what they say, of any other only that it is our fault."""
+    if not isinstance(error, DistilqaError):
+        return status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="internal error")
+    status = status_pb2.Status(code=grpc.StatusCode[error.status].value[0], message=_cut(str(error)))
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(_milliseconds(error.retry_after_s))
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        status.details.append(detail)
+    return status
+
+
+async def _abort(call: IncomingCall, error: Exception) -> None:
+    """End a call with an error's status, which raises; but not if the call was over before, its deadline passed say."""
+    status = to_status(error)
+    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID, call.request_id)]
+    if status.details:
+        trailing.append(("grpc-status-details-bin", status.SerializeToString()))
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        trailing.append((RETRY_AFTER_MS, str(_milliseconds(error.retry_after_s))))
+    (code,) = (code for code in grpc.StatusCode if code.value[0] == status.code)
+    with suppress(grpc.aio.InternalError):  # a status that cannot be sent any more, of which gRPC would write a log
+        await call.context.abort(code, status.message, tuple(trailing))
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
+
+
+def _cut(message: str) -> str:
+    """As much of a message as may be sent: what is not ASCII takes three bytes a byte."""
+    message = message[:_MAX_MESSAGE_BYTES]
+    lengths = accumulate(len(quote(one, safe=_AS_IT_IS, errors="replace")) for one in message)
+    return message[: sum(length <= _MAX_MESSAGE_BYTES for length in lengths)]

@@ -1,0 +1,87 @@
+"""The checks on a converted model, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from distilqa.engine.session import open_session
+from distilqa.text.arrays import Float32, Int64
+from distilqa.text.windows import Windower
+from distilqa_export.errors import ExportError
+from distilqa_export.gate.check import MAX_FP32_DIFFERENCE, Run, check_fp32, logits_of, runner
+from distilqa_export.graph.checkpoint import Checkpoint, load_checkpoint
+from distilqa_export.graph.fuse import fuse
+from distilqa_export.graph.trace import trace
+
+MakeTiny = Callable[..., Path]
+
+FOX = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def run(fused: Path) -> Run:
+    return runner(open_session(fused, threads=1))
+
+
+def test_accepts_the_same_model(run: Run, tiny: Checkpoint) -> None:
+    assert 0 < check_fp32(tiny, run) < MAX_FP32_DIFFERENCE
+
+
+# (windows, tokens) of a run and the place of the logit in it that is wrong.
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(("windows", "tokens"), [(1, 8), (8, 16), (1, 384)])
+@pytest.mark.parametrize("wrong", [0.01, math.inf, math.nan])
+def test_refuses_one_wrong_logit(
+    wrong: float, windows: int, tokens: int, side: int, run: Run, tiny: Checkpoint
+) -> None:
+    def spoiled(given: Sequence[Int64]) -> list[Float32]:
+        logits = [np.array(values) for values in run(given)]
+        if logits[side].shape == (windows, tokens):
+            logits[side][-1, tokens // 2] += wrong
+        return logits
+
+    with pytest.raises(ExportError, match=r"the fp32 model's logits differ from PyTorch's by .*under 0\.001 is needed"):
+        check_fp32(tiny, spoiled)
+
+
+def test_refuses_swapped_outputs(run: Run, tiny: Checkpoint) -> None:
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(tiny, lambda windows: run(windows)[::-1])
+
+
+def test_refuses_another_number_of_heads(traced: Path, tiny: Checkpoint, tmp_path: Path) -> None:
+    """Operators alone do not show it."""
+    ir.save(fuse(traced, replace(tiny.architecture, heads=4)), tmp_path / "fused.onnx")
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(tiny, runner(open_session(tmp_path / "fused.onnx", threads=1)))
+
+
+def test_refuses_a_decoder(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    """Its attention has a mask of its own, which fusing drops."""
+    decoder = load_checkpoint(str(make_tiny(tmp_path / "decoder", "bert", is_decoder=True)))
+    ir.save(fuse(trace(decoder, tmp_path / "trace"), decoder.architecture), tmp_path / "fused.onnx")
+    with pytest.raises(ExportError, match="differ from PyTorch's"):
+        check_fp32(decoder, runner(open_session(tmp_path / "fused.onnx", threads=1)))
+
+
+def test_logits_of_runs_each_window_alone(run: Run, tiny: Checkpoint) -> None:
+    question = Windower(tiny.tokenizer_json, max_tokens=32).tokenize("Who?", [FOX * 6])
+    assert len(question.windows) > 2
+    sizes: list[int] = []
+
+    def counting(windows: Sequence[Int64]) -> Sequence[Float32]:
+        sizes.append(len(windows))
+        return run(windows)
+
+    logits = logits_of(counting, question)
+    assert sizes == [1] * len(question.windows)
+    for window, (start, end) in zip(question.windows, logits, strict=True):
+        expected = run([window.input_ids])
+        np.testing.assert_array_equal([start, end], [expected[0][0], expected[1][0]])

@@ -1,0 +1,327 @@
+"""Checkpoints that load, and every way in which one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertForMaskedLM
+
+from distilqa.bundle import Architecture
+from distilqa.text.windows import Windower
+from distilqa_export.errors import CheckpointError
+from distilqa_export.graph.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+MakeTiny = Callable[..., Path]
+Damage = Callable[[Path], object]
+Tensors = dict[str, torch.Tensor]
+
+MIDDLE = "distilbert.transformer.layer.1.ffn.lin1.weight"
+
+
+def edit(name: str, **changes: Any) -> Damage:
+    """Set keys of a JSON file; one that is set to ``...`` is removed."""
+
+    def damage(folder: Path) -> None:
+        fields = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
+
+    return damage
+
+
+def config(**changes: Any) -> Damage:
+    return edit("config.json", **changes)
+
+
+def write(name: str, content: bytes) -> Damage:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def remove(*names: str) -> Damage:
+    def damage(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return damage
+
+
+def both(one: Damage, other: Damage) -> Damage:
+    return lambda folder: (one(folder), other(folder))
+
+
+def tensors(change: Callable[[Tensors], object]) -> Damage:
+    def damage(folder: Path) -> None:
+        values = load_file(folder / "model.safetensors")
+        change(values)
+        save_file(values, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def only_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def masked_language_model(folder: Path) -> None:
+    DistilBertForMaskedLM(DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2)).save_pretrained(folder)
+
+
+def add_token(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.add_tokens(["zzyzx"]) == 1
+    tokenizer.save_pretrained(folder)
+
+
+def three_labels(folder: Path) -> None:
+    head = {"qa_outputs.weight": torch.ones(3, 32), "qa_outputs.bias": torch.ones(3)}
+    tensors(lambda values: values.update(head))(folder)
+    config(id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2})(folder)
+
+
+def few_positions(folder: Path) -> None:
+    name = "distilbert.embeddings.position_embeddings.weight"
+    tensors(lambda values: values.update({name: values[name][:16].clone()}))(folder)
+    config(max_position_embeddings=16)(folder)
+
+
+def one_segment(folder: Path) -> None:
+    name = "bert.embeddings.token_type_embeddings.weight"
+    tensors(lambda values: values.update({name: values[name][:1].clone()}))(folder)
+    config(type_vocab_size=1)(folder)
+
+
+HEAD = "qa_outputs.weight"
+
+# Each damage to a tiny DistilBERT checkpoint, and what the refusal must say.
+REFUSALS: dict[str, tuple[Damage, str | None]] = {
+    "no config": (remove("config.json"), "no readable config.json"),
+    "broken config": (write("config.json", b'{"model_type": '), "no readable config.json"),
+    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "no readable config.json"),
+    "config a list": (write("config.json", b"[]"), "config.json is not an object"),
+    "gpt2": (config(model_type="gpt2"), r"found a model of type 'gpt2' \(Dist.*\); needed is one of bert, distilbert"),
+    "roberta": (config(model_type="roberta"), "found a model of type 'roberta'"),
+    "no type": (config(model_type=..., architectures=...), r"type None \(no architecture named\)"),
+    "no head": (masked_language_model, "DistilBertForMaskedLM.*without a question-answering head"),
+    "tensor missing": (tensors(lambda values: values.pop(MIDDLE)), f"tensors are missing: {MIDDLE}$"),
+    "NaN": (tensors(lambda values: values[MIDDLE][3, 5].fill_(torch.nan)), f"not finite: {MIDDLE}$"),
+    "infinity": (tensors(lambda values: values[MIDDLE][3, 5].fill_(-torch.inf)), f"not finite: {MIDDLE}$"),
+    "no weights": (remove("model.safetensors"), "found no weights; weights are needed as model.safetensors"),
+    "only pickles": (only_pickles, "found only pytorch_model.bin; .*pickles are never opened"),
+    "junk weights": (write("model.safetensors", b"x" * 100), "model.safetensors: is not a readable safetensors file"),
+    "truncated weights": (truncate, "model.safetensors: is not a readable safetensors file"),
+    "empty weights": (write("model.safetensors", b""), "model.safetensors: is not a readable safetensors file"),
+    "relu": (config(activation="relu"), "found the activation 'relu'; needed is 'gelu'"),
+    "heads no integer": (config(n_heads=4.0), "found n_heads 4.0 in config.json; needed is an integer of 1 or more"),
+    "heads below 1": (config(n_heads=-4), "found n_heads -4 in config.json"),
+    "heads true": (config(n_heads=True), "found n_heads True in config.json"),
+    "8-bit head": (
+        tensors(lambda values: values.update({HEAD: values[HEAD].to(torch.float8_e4m3fn)})),
+        "found weights of torch.float8_e4m3fn",
+    ),
+    "no tokenizer": (remove("tokenizer.json", "vocab.txt"), "no tokenizer; needed is tokenizer.json or vocab.txt"),
+    "broken tokenizer": (write("tokenizer.json", b"{"), "the tokenizer cannot be read"),
+    "other tokenizer": (edit("tokenizer_config.json", tokenizer_class="Nobodys"), "the tokenizer cannot be read"),
+    "larger tokenizer": (add_token, "the tokenizer has ids up to 30522, the model's vocabulary has 30522"),
+    "larger tokenizer, default vocabulary": (
+        both(add_token, config(vocab_size=...)),
+        "the tokenizer has ids up to 30522, the model's vocabulary has 30522",
+    ),
+    "three labels": (three_labels, "num_labels should be 2, but it is 3"),
+    "other width": (config(dim=64), "size mismatch"),
+    "more layers": (config(n_layers=3), "tensors are missing: distilbert.transformer.layer.2"),
+    "fewer layers": (config(n_layers=1), "distilbert.transformer.layer.1"),
+    "heads do not divide": (config(n_heads=5), "n_heads"),
+    "no heads": (config(n_heads=0), None),
+    "width a word": (config(dim="wide"), None),
+    "type a list": (config(model_type=["bert"]), "needed is one of bert, distilbert"),
+    "architecture a number": (config(model_type="gpt2", architectures=5), "needed is one of bert, distilbert"),
+    "quantised": (
+        config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "quantization_config",
+    ),
+    "few positions": (few_positions, "16 positions"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refuses(damage: Damage, message: str | None, make_tiny: MakeTiny, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "checkpoint")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(folder))
+
+
+# What only BERT has.
+BERT_REFUSALS: dict[str, tuple[Damage, str]] = {
+    "relu": (config(hidden_act="relu"), "found the activation 'relu'"),
+    "approximate gelu": (config(hidden_act="gelu_new"), "found the activation 'gelu_new'"),
+    "relative positions": (config(position_embedding_type="relative_key"), "'relative_key' position embeddings"),
+    "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
+    "other width": (config(hidden_size=64), "size mismatch"),
+    "one segment": (one_segment, "token type"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), BERT_REFUSALS.values(), ids=BERT_REFUSALS)
+def test_refuses_bert(damage: Damage, message: str, make_tiny: MakeTiny, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "checkpoint", "bert")
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nothing-here", "/no/such/folder", "two words"])
+def test_refuses_what_is_neither_folder_nor_hub_id(name: str) -> None:
+    with pytest.raises(CheckpointError, match="is neither a folder nor a hub id"):
+        load_checkpoint(name)
+
+
+def test_a_local_folder_has_no_revision(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a local folder and has no revision 'v1'"):
+        load_checkpoint(str(tiny_folder), "v1")
+
+
+def test_loads_the_shipped_checkpoint(shipped: Checkpoint, checkpoint: Path) -> None:
+    assert shipped.name == "distilbert-384-squad"
+    assert shipped.architecture == Architecture("distilbert", 6, 384, 12, 1536, 30522, 512, 22565378)
+    assert shipped.window_tokens == 384
+    assert shipped.source.checkpoint == "distilbert-384-squad"
+    assert shipped.source.revision is None
+    assert shipped.source.weights_sha256 == hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert shipped.card == (checkpoint / "README.md").read_text()
+    assert not shipped.model.training
+    assert {parameter.dtype for parameter in shipped.model.parameters()} == {torch.float32}
+
+
+def test_loads_a_tiny_checkpoint(tiny: Checkpoint, tiny_folder: Path, kind: str) -> None:
+    saved = load_file(tiny_folder / "model.safetensors")
+    loaded = tiny.model.state_dict()
+    assert set(saved) <= set(loaded)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    assert tiny.card == ""
+    shape = tiny.architecture
+    assert (shape.type, shape.layers, shape.hidden, shape.heads, shape.feed_forward) == (kind, 2, 32, 2, 64)
+
+
+@pytest.mark.parametrize(("positions", "window_tokens"), [(512, 384), (384, 384), (200, 200)])
+def test_a_window_has_no_more_tokens_than_the_model_has_positions(
+    positions: int, window_tokens: int, make_tiny: MakeTiny, tmp_path: Path
+) -> None:
+    folder = make_tiny(tmp_path / "checkpoint", max_position_embeddings=positions)
+    assert load_checkpoint(str(folder)).window_tokens == window_tokens
+
+
+def test_loads_weights_in_several_files(tiny: Checkpoint, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tiny.model.save_pretrained(folder, max_shard_size="1MB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    loaded = load_checkpoint(str(folder)).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tiny.model.state_dict().items())
+
+
+def test_loads_a_tokenizer_of_a_vocabulary_alone(make_tiny: MakeTiny, tiny: Checkpoint, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "checkpoint")
+    remove("tokenizer.json")(folder)
+    windowers = [
+        Windower(one.tokenizer_json, max_tokens=384).tokenize("Où est l'ânesse?", ["Elle est à Rome, unbelievably."])
+        for one in (tiny, load_checkpoint(str(folder)))
+    ]
+    ids = [tokenized.windows[0].input_ids.tolist() for tokenized in windowers]
+    assert ids[0] == ids[1]
+
+
+def test_saves_what_it_loads(tiny: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tiny, tmp_path / "saved")
+    again = load_checkpoint(str(tmp_path / "saved"))
+    assert again.architecture == tiny.architecture
+    assert again.tokenizer_json == tiny.tokenizer_json
+    loaded = again.model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tiny.model.state_dict().items())
+
+
+@pytest.mark.parametrize("safetensors_too", [True, False])
+def test_never_opens_a_pickle(safetensors_too: bool, make_tiny: MakeTiny, tmp_path: Path) -> None:
+    folder, mark = make_tiny(tmp_path / "checkpoint"), tmp_path / "opened"
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(mark)))
+    if safetensors_too:
+        load_checkpoint(str(folder))
+    else:
+        remove("model.safetensors")(folder)
+        with pytest.raises(CheckpointError, match=r"found only pytorch_model\.bin"):
+            load_checkpoint(str(folder))
+    assert not mark.exists()
+
+
+class _Trap:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+# Where a checkpoint can name code of its own, and whether it loads all the same.
+REMOTE_CODE: dict[str, tuple[Damage, bool]] = {
+    "model": (config(auto_map={"AutoConfig": "code.Config", "AutoModelForQuestionAnswering": "code.Model"}), True),
+    "tokenizer": (edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}), True),
+    "tokenizer of an unknown class": (
+        edit("tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name_code", "loads"), REMOTE_CODE.values(), ids=REMOTE_CODE)
+def test_never_runs_code_of_a_checkpoint(
+    name_code: Damage, loads: bool, make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if somebody at the terminal would say yes."""
+    folder, mark = make_tiny(tmp_path / "checkpoint"), tmp_path / "ran"
+    (folder / "code.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    name_code(folder)
+    asked: list[str] = []
+
+    def say_yes(prompt: str = "") -> str:
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", say_yes)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    if loads:
+        load_checkpoint(str(folder))
+    else:
+        with pytest.raises(CheckpointError, match="the tokenizer cannot be read"):
+            load_checkpoint(str(folder))
+    assert not mark.exists()
+    assert asked == []
+
+
+def test_a_model_that_would_return_bare_tuples(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    edit("config.json", torchscript=True)(tmp_path / "tiny")
+    loaded = load_checkpoint(str(tmp_path / "tiny"))
+    assert loaded.model(torch.tensor([[101, 2054, 102, 2054, 102]])).start_logits.shape == (1, 5)
+
+
+def test_a_folder_whose_name_would_break_what_is_printed(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a\n# Heading `b`"
+    shutil.copytree(tiny_folder, folder)
+    loaded = load_checkpoint(str(folder))
+    assert loaded.name == loaded.source.checkpoint == "a_# Heading _b_"

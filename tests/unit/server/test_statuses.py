@@ -1,0 +1,189 @@
+"""How calls end: with the status of what was raised, counted and logged once, and quietly where nobody hears it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Any, cast
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from distilqa.errors import (
+    DeadlineExceeded,
+    DistilqaError,
+    InferenceFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from distilqa.rpc import REQUEST_ID
+from distilqa.server.statuses import Calls, Context, IncomingCall, to_status
+
+
+class FakeContext:
+    """gRPC's side of a call, whose `abort` raises what gRPC's would."""
+
+    def __init__(
+        self, *, metadata: tuple[tuple[str, str], ...] = (), remaining_s: float | None = None,
+        raised: Exception | None = None,
+    ) -> None:  # fmt: skip
+        self._metadata, self._remaining_s = metadata, remaining_s
+        self._raised = raised or grpc.aio.AbortError("Locally aborted.")
+        self.statuses: list[tuple[Any, ...]] = []
+        self.trailing: Any = ()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:1234"
+
+    def time_remaining(self) -> float | None:
+        return self._remaining_s
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        self.trailing = metadata
+
+    async def abort(self, *status: Any) -> None:
+        self.statuses.append(status)
+        raise self._raised
+
+
+async def end(error: BaseException | None, context: FakeContext, calls: Calls | None = None) -> bytes:
+    """Let a method end so, and return what gRPC would send."""
+
+    async def method(raw: bytes, call: IncomingCall) -> bytes:
+        if error:
+            raise error
+        call.log.update(windows=3)
+        return raw
+
+    handler = (calls or Calls()).unary("Answer", method)
+    reply = await handler.unary_unary(b"reply", cast(Context, context))  # type: ignore[misc, arg-type]
+    return cast(bytes, reply)
+
+
+def fields(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    """Those of the only entry of the log."""
+    (record,) = caplog.records
+    return cast(dict[str, Any], record.__dict__["fields"])
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+
+KNOWN = [
+    (InvalidRequest("question", "is empty"), grpc.StatusCode.INVALID_ARGUMENT),
+    (ModelNotFound("no"), grpc.StatusCode.NOT_FOUND),
+    (Overloaded("no"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
+    (Unauthenticated("who?"), grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDenied("no"), grpc.StatusCode.PERMISSION_DENIED),
+    (Unavailable("no"), grpc.StatusCode.UNAVAILABLE),
+    (InferenceFailed("the model failed"), grpc.StatusCode.INTERNAL),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), KNOWN)
+async def test_ours_say_what_they_say(error: DistilqaError, code: grpc.StatusCode) -> None:
+    context = FakeContext()
+    with pytest.raises(grpc.aio.AbortError):
+        await end(error, context)
+    ((status, details, trailing),) = context.statuses
+    assert (status, details) == (code, str(error))
+    assert [key for key, _ in trailing] == [REQUEST_ID]
+
+
+async def test_anything_else_is_our_fault_and_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    context = FakeContext()
+    with pytest.raises(grpc.aio.AbortError):
+        await end(ValueError("odd"), context)
+    ((status, details, _),) = context.statuses
+    assert (status, details) == (grpc.StatusCode.INTERNAL, "internal error")
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "Answer")
+    assert record.exc_info is not None
+    assert fields(caplog)["request_id"] == dict(context.trailing)[REQUEST_ID]
+
+
+async def test_who_is_refused_is_told_when_to_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    context = FakeContext()
+    error = Overloaded("busy", 1.2345, "max_requests")
+    with pytest.raises(grpc.aio.AbortError):
+        await end(error, context)
+    trailing = dict(context.statuses[0][2])
+    assert trailing["grpc-retry-pushback-ms"] == "1235"
+    (detail,) = to_status(error).details
+    retry = error_details_pb2.RetryInfo()
+    assert detail.Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 1235
+    assert trailing["grpc-status-details-bin"] == to_status(error).SerializeToString()
+    assert (fields(caplog)["outcome"], fields(caplog)["limit"]) == ("RESOURCE_EXHAUSTED", "max_requests")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (("trace-7/a",), True),
+        (("x" * 128,), True),
+        (("x" * 129,), False),
+        (("",), False),
+        (("two words",), False),
+        (("née",), False),
+        (("a", "b"), False),
+        ((), False),
+    ],
+)
+async def test_the_callers_id_is_honoured(caplog: pytest.LogCaptureFixture, sent: tuple[str, ...], kept: bool) -> None:
+    """It goes back with the reply, or another that was made where it cannot be used."""
+    context = FakeContext(metadata=tuple((REQUEST_ID, one) for one in sent))
+    assert await end(None, context) == b"reply"
+    ((key, id),) = context.trailing
+    assert key == REQUEST_ID
+    assert (id in sent) == kept
+    assert 1 <= len(id) <= 128
+    assert fields(caplog).pop("seconds") >= 0
+    assert fields(caplog) == {"request_id": id, "outcome": "OK", "peer": "ipv4:192.0.2.1:1234", "windows": 3}
+
+
+async def test_every_end_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    calls = Calls()
+    ends = [None, None, InvalidRequest("a", "b"), Overloaded("", 1, "max_bytes"), Overloaded("", 1, "max_requests")]
+    for error in ends:
+        with suppress(grpc.aio.AbortError):
+            await end(error, FakeContext(), calls)
+    for remaining_s in (None, 60.0, -1.0):
+        with pytest.raises(asyncio.CancelledError):
+            await end(asyncio.CancelledError(), FakeContext(remaining_s=remaining_s), calls)
+    assert calls.outcomes == {
+        "OK": 2,
+        "INVALID_ARGUMENT": 1,
+        "RESOURCE_EXHAUSTED max_bytes": 1,
+        "RESOURCE_EXHAUSTED max_requests": 1,
+        "CANCELLED": 2,
+        "DEADLINE_EXCEEDED": 1,
+    }
+    assert len(caplog.records) == len(ends) + 3
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded("late"), ValueError("odd")])
+async def test_a_call_that_is_over(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """gRPC cannot send the status, and would log what left here with what it was raised for."""
+    context = FakeContext(raised=grpc.aio.InternalError("Failed to execute a batch"))
+    assert await end(error, context) == b""
+    assert len(context.statuses) == len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("raised", [grpc.aio.AbortError("Locally aborted."), grpc.aio.UsageError("called twice")])
+async def test_nothing_else_is_swallowed(raised: Exception) -> None:
+    with pytest.raises(type(raised)) as caught:
+        await end(DeadlineExceeded("late"), FakeContext(raised=raised))
+    assert caught.value is raised

@@ -1,0 +1,66 @@
+"""Messages from the wire, and to it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilqa.errors import InvalidRequest
+from distilqa.server.wire import largest_response, parse, stream_id
+from distilqa_protos.v1 import question_answering_pb2 as pb
+
+
+def stream_request(id: str = "seven", question: bytes = b"Who?") -> bytes:
+    inner = b"\x1a" + bytes([len(question)]) + question
+    return b"\x0a" + bytes([len(id.encode())]) + id.encode() + b"\x12" + bytes([len(inner)]) + inner
+
+
+def test_a_request_of_a_stream() -> None:
+    message = parse(pb.AnswerStreamRequest, stream_request())
+    assert (message.id, message.request.question) == ("seven", "Who?")
+
+
+def test_what_is_wrong_in_a_request_of_a_stream_is_named() -> None:
+    raw = stream_request(question=b"\xff")
+    with pytest.raises(InvalidRequest, match=r"request\.question: is not valid UTF-8"):
+        parse(pb.AnswerStreamRequest, raw)
+    assert stream_id(raw) == "seven"
+
+
+@pytest.mark.parametrize(
+    ("raw", "id"),
+    [
+        (b"", ""),
+        (b"\x07\x07", ""),
+        (b"\x0a\x02\xff\x41", "�A"),
+        (b"\x0a\x01a\x0a\x01b", "b"),
+        (b"\x08\x01", ""),
+    ],
+)
+def test_an_id_as_far_as_it_can_be_read(raw: bytes, id: str) -> None:
+    assert stream_id(raw) == id
+
+
+# What UTF-8 takes four bytes for.
+WIDE = "🦊"
+
+
+@given(st.integers(1, 100), st.integers(0, 2000), st.integers(0, 40))
+def test_largest_response(answers: int, text: int, name: int) -> None:
+    """Numbers as large as they can be, texts and ids of characters that take most bytes."""
+    most = 2**32 - 1
+    per = text // 4 // answers * 4
+    answer = pb.Answer(
+        text=WIDE * (per // 4), score=1 / 3, passage=most, passage_id=WIDE * 256, start=most, end=most,
+        start_byte=most, end_byte=most, no_answer=True,
+    )  # fmt: skip
+    timings = pb.Timings(
+        tokenize_seconds=1 / 3, queue_seconds=1 / 3, inference_seconds=1 / 3, decode_seconds=1 / 3, windows=most,
+        run_windows=most,
+    )  # fmt: skip
+    response = pb.AnswerResponse(
+        answers=[answer] * answers, model=WIDE * name, version=WIDE * name, variant=WIDE * name, timings=timings
+    )
+    message = pb.AnswerStreamResponse(id=WIDE * 256, response=response)
+    assert message.ByteSize() <= largest_response(text, answers, 1024, 3 * 4 * name)
