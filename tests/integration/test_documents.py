@@ -1,15 +1,18 @@
-"""Every command and every program of the README is run, in its order, as a reader would.
+"""Every command and every program of the README and of each page is run, in its order, as a reader would.
 
-What differs from a reader's: the hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not
-asked, a device is the folder itself, SQuAD's file, which the reader has downloaded, has three questions, exports take
-few questions too, benchmarks run at their smallest, and what is for a GPU is served with a CPU's variant.
+Each page is read by itself, in a folder that has a bundle unless the page makes one. What differs from a reader's: the
+hub is a stand-in on loopback, the server takes a free port, PyTorch's index is not asked, a device is the folder
+itself, SQuAD's file, which the reader has downloaded, has three questions, exports take few questions too, benchmarks
+run at their smallest, and what is for a GPU is served with a CPU's variant.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,12 +20,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import ParseDict
 from tests.conftest import CHECKPOINT, ROOT
 from tests.integration.hub import Repository, serve
 from tests.integration.servers import serving
 from tests.unit.export.conftest import random_model, save_with_tokenizer
 
 from distilqa_export.samples import write_calibration
+from distilqa_protos.v1 import SERVICE
+from distilqa_protos.v1 import question_answering_pb2 as pb
 
 ADDRESS = "localhost:50051"
 PRINTED_ADDRESS = "127.0.0.1:50051"  # as the server has it in the command that it prints
@@ -39,15 +45,23 @@ SMALLEST = {
 }
 
 
-def blocks() -> list[tuple[str, str]]:
-    """The README's fenced blocks, as (language, content)."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert {language for language, _ in found} == {"console", "sh", "python"}
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+# What other programs are asked, and what is shown of none.
+NOT_RUN = {"text"}
+
+MAKES_A_BUNDLE = re.compile(r"^distilqa export .*-o bundle$", re.MULTILINE)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The page's fenced blocks, as (language, content)."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert {language for language, _ in found} <= {"sh", "python"} | NOT_RUN
     return found
 
 
 class Shell:
-    """Runs the README's blocks in one directory, keeping the servers that they start."""
+    """Runs a page's blocks in one directory, keeping the servers that they start."""
 
     def __init__(self, directory: Path, environment: dict[str, str], evaluation: Path, stack: ExitStack) -> None:
         self.directory, self.environment, self.stack = directory, environment, stack
@@ -110,29 +124,54 @@ def shell(tmp_path: Path, squad: Path, evaluation: Path) -> Iterator[Shell]:
         yield Shell(tmp_path, environment, evaluation, stack)
 
 
-def test_every_block_runs(shell: Shell) -> None:
-    printed: dict[str, str] = {}
-    shown = {}
-    for language, content in blocks():
-        if language == "console":
-            command, _, output = content.removeprefix("$ ").partition("\n")
-            shown[command] = output
-        elif language == "python":
-            printed[content] = shell.run_program(content)
-        else:
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_every_block_runs(page: str, shell: Shell, bundle: Path) -> None:
+    if not MAKES_A_BUNDLE.search((ROOT / page).read_text()):
+        shutil.copytree(bundle, shell.directory / "bundle")
+    asked = []
+    for language, content in blocks(page):
+        if language == "python":
+            asked.append(shell.run_program(content))
+        elif language == "sh":
             for command in content.splitlines():
                 if command not in COVERED_BY_BEING_HERE:
-                    printed[command] = shell.run(command)
-    assert len(printed) > 12
-    for command, output in shown.items():
-        assert _without_numbers(shell.run(command)) == _without_numbers(output)
-    for text in printed.values():
-        assert "Traceback" not in text
-    asked = [text for command, text in printed.items() if "ask" in command or "answer" in command]
-    assert len(asked) == 11
+                    printed = shell.run(command)
+                    assert "Traceback" not in printed
+                    asked += [printed] if "distilqa ask" in command else []
     assert all("lazy dog" in text for text in asked)
 
 
-def _without_numbers(text: str) -> str:
-    """Scores in the second decimal depend on the processor."""
-    return re.sub(r"\d", "#", text)
+def test_what_the_pages_ask_with_grpcurl_is_of_the_protocol() -> None:
+    (command,) = (content for _, content in blocks("docs/clients.md") if content.startswith("grpcurl"))
+    _, _, _, asked, _, method = shlex.split(command.replace("\\\n", ""))
+    service, _, name = method.partition("/")
+    assert service == SERVICE
+    assert name in {one.name for one in pb.DESCRIPTOR.services_by_name["QuestionAnswering"].methods}
+    assert ParseDict(json.loads(asked), pb.AnswerRequest()).question
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_site_has_no_broken_link_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, check=True)
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")]
+    assert len(pages) > len(PAGES)
+    fetched = [
+        found
+        for page in pages
+        for found in re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?(https?:)?//", page)
+    ]
+    assert not fetched
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """Those of the pages are the site's to check."""
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        path, _, heading = target.partition("#")
+        if ":" not in path:
+            assert (ROOT / path).exists(), target
+            headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), flags=re.MULTILINE) if heading else [""]
+            assert heading in {one.lower().replace(" ", "-") for one in headings}, target
