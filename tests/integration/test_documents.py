@@ -80,6 +80,7 @@ class Shell:
         directory = ROOT if in_checkout else self.directory
         for name, options in self.smallest.items():
             command = command.replace(name, f"{name} {options}")
+        command = command.replace(f'"{TARGET_ID.partition("/")[2]}"', f'"{CHECKPOINT.name}"')
         command = re.sub(r"^\.venv/bin/python ", f"{sys.executable} ", command)
         command = re.sub(r" --index-url \S+", "", command)
         if in_checkout:

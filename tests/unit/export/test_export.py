@@ -425,7 +425,7 @@ STEPS = (
     "Quantizer",
     "release",
     "int8_probe",
-    "write_card",
+    "write_bundle",
     "Reader",
 )
 FAILURES: list[tuple[str, BaseException]] = [
