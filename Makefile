@@ -67,7 +67,8 @@ $(READY): pyproject.toml $(wildcard $(UNFINISHED)) $(LOST)
 	@$(torch)
 	$(INSTALL) --editable '.[$(SERVING)]'
 	@# Or the first server would compile what it imports, and have 20 MB more than any other.
-	@$(BIN)/python -c 'import distilqa.server.app, distilqa.client, onnxruntime'
+	@$(BIN)/python -c 'import distilqa.server.app, distilqa.server.processes.child, distilqa.server.single_process, \
+	    distilqa.client.client, onnxruntime'
 	@rm -f $(UNFINISHED) && touch $@
 
 # PyTorch for the CPU: what .venv has or pip's settings know of, or else PyTorch's own index, which is asked for nothing

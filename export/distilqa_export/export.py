@@ -75,8 +75,10 @@ def export(
         scratch = Path(temporary)
         if _INT8 in variants:
             _require_exact_products(scratch)
-        fp32 = _convert(checkpoint, revision, scratch, progress)
-        windower = Windower(fp32.loaded.tokenizer_json, max_tokens=fp32.loaded.window_tokens)
+        progress(f"load {checkpoint}")
+        loaded = load_checkpoint(checkpoint, revision)
+        windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
+        fp32 = _convert(loaded, scratch, progress)
         tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {shown_id(q.id)}") for q in questions}
         judge = Judge(fp32.path, questions, tokenized, _compared_text(windower), progress)
         made: dict[str, Released] = {}
@@ -86,21 +88,20 @@ def export(
             read = [_tokenize(windower, one.question, one.context, one.place) for one in texts]
             windows = [window.input_ids for one in read for window in one.windows]
             told = tenths("calibrate int8", len(windows), "windows", progress)
-            quantizer = Quantizer(fp32.path, windows, fp32.loaded.architecture, told)
+            quantizer = Quantizer(fp32.path, windows, loaded.architecture, told)
             progress("quantise, and judge")
             made[_INT8] = release(quantizer, scratch, windows, judge.compare, max_f1_drop, progress)
 
         if _CUDA in variants:
             progress("pack for the GPU, in fp16, and judge")
-            architecture = fp32.loaded.architecture
-            made[_CUDA] = release_packed(fp32.model, architecture, scratch, judge.compare, max_f1_drop, progress)
+            made[_CUDA] = release_packed(fp32.model, loaded.architecture, scratch, judge.compare, max_f1_drop, progress)
 
         if _FP32 in variants:
             made[_FP32] = _release_fp32(fp32, made, judge, progress)
 
         progress("time, and write")
         released = {name: made[name] for name in variants}
-        manifest = write_bundle(folder, fp32.loaded, released, list(tokenized.values()), data)
+        manifest = write_bundle(folder, loaded, released, list(tokenized.values()), data)
         for name in variants:
             if manifest.variants[name].verified:
                 Reader(folder, name)  # what was written loads, verifies and passes its own self-test
@@ -122,16 +123,12 @@ def _checked(variants: Sequence[str], max_f1_drop: float) -> tuple[str, ...]:
 class _Fp32:
     """A checkpoint as a fused model, where that is saved, and the largest difference of its logits from PyTorch's."""
 
-    loaded: Checkpoint
     model: ir.Model
     path: Path
     difference: float
 
 
-def _convert(checkpoint: str, revision: str | None, scratch: Path, progress: Progress) -> _Fp32:
-    progress(f"load {checkpoint}")
-    loaded = load_checkpoint(checkpoint, revision)
-
+def _convert(loaded: Checkpoint, scratch: Path, progress: Progress) -> _Fp32:
     progress("trace to portable ONNX")
     traced = trace(loaded, scratch)
 
@@ -141,7 +138,7 @@ def _convert(checkpoint: str, revision: str | None, scratch: Path, progress: Pro
 
     progress("check fp32 against PyTorch")
     difference = check_fp32(loaded, runner(open_session(path, threads=usable_cores())))
-    return _Fp32(loaded, model, path, difference)
+    return _Fp32(model, path, difference)
 
 
 def _release_fp32(fp32: _Fp32, others: Mapping[str, Released], judge: Judge, progress: Progress) -> Released:

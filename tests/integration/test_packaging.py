@@ -179,7 +179,7 @@ def test_client_alone_inspects(client: Path, bundle: Path, tmp_path: Path) -> No
 
 def test_server_has_what_it_needs(server: Path, tmp_path: Path) -> None:
     assert missing(
-        server, ["torch", "transformers", "onnx", "distilqa.server.app", "distilqa.server.settings"], tmp_path
+        server, ["torch", "transformers", "onnx", "distilqa.server.app", "distilqa.server.single_process"], tmp_path
     ) == [
         "torch",
         "transformers",

@@ -1,1 +1,1 @@
-"""What is written beside the models."""
+"""What is written: the bundle as a whole, its card, and an archive of it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from distilqa.bundle import GPU_VARIANTS, Bundle
 from distilqa.cli.commands import Commands, add_command
 from distilqa.engine.processor import read_processor
-from distilqa.errors import BundleError, MissingDependency
+from distilqa.errors import BundleError, MissingDependency, VariantUnusable
 
 
 def add(commands: Commands) -> None:
@@ -65,9 +65,9 @@ def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
         by_preference = usable_variants()
     except MissingDependency:
         return {}
-    found = {}
-    for name in bundle.manifest.variants:
-        told = "yes"
+    found, passed_over = {}, set()
+    for name, variant in bundle.manifest.variants.items():
+        told = "yes" if variant.verified else "yes, where it is allowed"
         try:
             if name in GPU_VARIANTS:
                 load_runtime()
@@ -75,8 +75,12 @@ def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
                 CpuEngine(bundle, name)
         except (MissingDependency, BundleError) as error:
             told = f"no: {str(error).removeprefix(f'{bundle.path}: ')}"
+            if isinstance(error, VariantUnusable):
+                passed_over.add(name)
         found[name] = told
-    default = next((name for name in by_preference if found.get(name) == "yes"), None)
+    # As `open_engine` does it: what is not passed over answers, or is an error.
+    default = next((name for name in by_preference if name in found and name not in passed_over), None)
+    default = default if default and found[default] == "yes" else None
     return {
         name: {"can be used on this machine": told + ", and is where none is named" * (name == default)}
         for name, told in found.items()

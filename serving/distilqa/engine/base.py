@@ -36,8 +36,8 @@ class Engine(ABC):
     token_s: float
     budget: int | None = None
 
-    # The ways in which a run may be made, as `run` calls them: `alone` or not. The self-test tries each.
-    _ways: Sequence[bool] = (False,)
+    # How a run may be made, as `run` has it: `alone` or not. The self-test tries each.
+    _modes: Sequence[bool] = (False,)
 
     @property
     @abstractmethod
@@ -88,5 +88,5 @@ class Engine(ABC):
         return [
             float(np.abs(np.array(self.run([np.array(ids, np.int64)], alone=alone)[0]) - np.array(logits, "f4")).max())
             for ids, logits in zip(test["inputs"], test["logits"][self.variant], strict=True)
-            for alone in self._ways
+            for alone in self._modes
         ]

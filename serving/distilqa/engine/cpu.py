@@ -48,7 +48,7 @@ class CpuEngine(Engine):
         self._alone = self._session
         if concurrent and self.threads > 1:
             self._alone = open_session(model, threads=self.threads, spin_us=SPIN_US, shares_arena=True)
-            self._ways = [False, True]
+            self._modes = [False, True]
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._self_test(description)
         _give_back_memory()

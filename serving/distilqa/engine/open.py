@@ -10,7 +10,6 @@ from distilqa.bundle import GPU_VARIANTS, VARIANTS, Bundle
 from distilqa.engine.base import Engine
 from distilqa.engine.cpu import CpuEngine
 from distilqa.engine.cuda.budget import OBJECTIVE_S
-from distilqa.engine.cuda.engine import CudaEngine
 from distilqa.engine.runtime import CUDA_PROVIDER, import_onnxruntime
 from distilqa.errors import BundleError, VariantUnusable
 
@@ -35,6 +34,8 @@ def open_engine(
             " allow it: distilqa serve has --unverified allow, a Reader unverified=True"
         )
     if name in GPU_VARIANTS:
+        from distilqa.engine.cuda.engine import CudaEngine  # of no use, and some memory, elsewhere
+
         return CudaEngine(bundle, name, objective_s=objective_s)
     if variant is not None:
         return CpuEngine(bundle, name, **options)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INPUT_IDS, POSITION_IDS, TOKEN_TYPE_IDS = "input_ids", "position_ids", "token_type_ids"
 CUMULATIVE_LENGTHS, TOKEN_OFFSET, LOGITS = "cumulative_lengths", "token_offset", "logits"
+
 Empty = Callable[[int], Int32]
 
 

@@ -1,7 +1,7 @@
 """SQuAD's official metric: exact match and F1.
 
-It is that of Rajpurkar et al., 2016: answers are compared as lower-case words without ASCII punctuation and articles;
-each question counts with the reference answer that fits best. An answer's F1 is that of its bag of words.
+It is that of Rajpurkar et al., 2016: answers are compared as lower-case words without ASCII punctuation and articles.
+An answer's F1 is that of its bag of words. Of several references the one that fits best counts (see `evaluate`).
 """
 
 from __future__ import annotations

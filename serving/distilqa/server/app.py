@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Protocol
 
 from distilqa.errors import BrokenError
@@ -16,6 +17,8 @@ from distilqa.server.settings import ServerSettings
 from distilqa.server.tasks import first_of
 
 logger = logging.getLogger(__name__)
+
+_CHILDREN_NEED = ("grpc", "grpc_health", "grpc_reflection", "tokenizers")
 
 
 class Server(Protocol):
@@ -44,9 +47,11 @@ class Server(Protocol):
 def make_server(settings: ServerSettings) -> Server:
     """Of as many processes as the settings say. Raises SettingsError and MissingDependency."""
     if settings.processes > 1:
+        # It needs neither gRPC nor a tokenizer, which take memory; its children do.
+        if missing := [name for name in _CHILDREN_NEED if find_spec(name) is None]:
+            raise not_installed(ImportError(f"No module named {missing[0]!r}"))
         return Processes(settings)
     try:
-        # The parent of several needs neither gRPC nor a tokenizer, which take memory.
         from distilqa.server.single_process import SingleProcess
     except ImportError as error:
         raise not_installed(error) from error

@@ -19,7 +19,7 @@ from distilqa.server.timeouts import CLOSE_S
 logger = logging.getLogger(__name__)
 
 
-def cores(settings: ServerSettings) -> int:
+def threads_to_use(settings: ServerSettings) -> int:
     """How many are to be used."""
     usable = usable_cores()
     if settings.threads is not None and settings.threads > usable:

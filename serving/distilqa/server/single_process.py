@@ -9,7 +9,7 @@ from functools import partial
 from distilqa.bundle import Bundle
 from distilqa.reader import open_windower
 from distilqa.server.access import Access
-from distilqa.server.back_end import cores, open_back_end, use_huge_pages
+from distilqa.server.back_end import open_back_end, threads_to_use, use_huge_pages
 from distilqa.server.front_end import FrontEnd
 from distilqa.server.log_messages import (
     report_growth,
@@ -29,7 +29,7 @@ class SingleProcess(FrontEnd):
     """One bundle, served by this process alone. Raises SettingsError."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        self._threads = cores(settings)
+        self._threads = threads_to_use(settings)
         super().__init__(settings, Access.load(settings), threads=self._threads)
 
     async def start(self) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 # Of a request that finds a GPU busy with many others.
 OBJECTIVE_S = 0.02
 
-
 # A run that has this share of the best rate is large enough: a larger one only keeps callers waiting.
 _ENOUGH = 0.97
 

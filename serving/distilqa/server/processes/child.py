@@ -17,7 +17,7 @@ from distilqa.bundle import Bundle
 from distilqa.errors import DistilqaError
 from distilqa.scheduling.scheduler import Scheduler
 from distilqa.server.admission import Counts
-from distilqa.server.back_end import cores, open_back_end, use_huge_pages
+from distilqa.server.back_end import open_back_end, threads_to_use, use_huge_pages
 from distilqa.server.front_end import FrontEnd
 from distilqa.server.log_messages import report_growth
 from distilqa.server.logs import logging_to
@@ -59,7 +59,7 @@ class RemoteFrontEnd(FrontEnd):
     """Serves a model that another process has, and perhaps another after it."""
 
     def __init__(self, begin: Beginning, control: Control) -> None:
-        counts = Counts(begin.settings.processes, begin.own, begin.counts)
+        counts = Counts(begin.settings.processes, begin.own, begin.counts_descriptor)
         super().__init__(begin.settings, begin.access, counts=counts)
         self._control = control
         self._manifest, self._tokenizer_json = begin.manifest, begin.tokenizer_json
@@ -125,7 +125,7 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     """Returns 1 if the model can be run no more."""
     died = asyncio.Event()
     bundle = Bundle(begin.settings.bundle, begin.manifest)
-    engine, scheduler = await open_back_end(begin.settings, bundle, cores(begin.settings), died.set)
+    engine, scheduler = await open_back_end(begin.settings, bundle, threads_to_use(begin.settings), died.set)
     control.send(Ready(engine.variant, engine.device))
     collapsing = asyncio.create_task(use_huge_pages())
     telling = asyncio.create_task(

@@ -50,7 +50,7 @@ class Child:
                     stdin=beginning,
                     stdout=subprocess.DEVNULL,
                     stderr=sys.stderr,  # which need not be the second descriptor
-                    pass_fds=(begin.control, begin.counts),
+                    pass_fds=(begin.control, begin.counts_descriptor),
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 )
             on_error.pop_all()

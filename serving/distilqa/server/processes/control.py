@@ -28,15 +28,15 @@ _LARGEST = 1 << 17
 class Beginning:
     """What a child begins with. Files are read once, by the parent; but for the model, by who has it.
 
-    ``counts`` and ``control`` are descriptors: of the memory of `distilqa.server.admission.Counts`, and of the socket.
-    ``own`` is the number of a front end.
+    ``counts_descriptor`` and ``control`` are descriptors: of the memory of `distilqa.server.admission.Counts`, and of
+    the socket. ``own`` is the number of a front end.
     """
 
     settings: ServerSettings
     manifest: Manifest
     tokenizer_json: str
     access: Access
-    counts: int
+    counts_descriptor: int
     control: int = -1
     own: int = -1
 

@@ -253,7 +253,7 @@ def test_no_other_takes_its_place_where_the_gpu_computes_it_wrongly(
         raise VariantUnusable("logits differ")
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("distilqa.engine.open.CudaEngine", wrong)
+    monkeypatch.setattr("distilqa.engine.cuda.engine.CudaEngine", wrong)
     with pytest.raises(VariantUnusable, match="logits differ"):
         Reader(gpu_bundle, unverified=True)
 
