@@ -73,8 +73,8 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_the_readme_names_the_same_pytorch() -> None:
-    assert f"pip install {TORCH} --index-url" in (ROOT / "README.md").read_text()
+def test_the_quick_start_names_the_same_pytorch() -> None:
+    assert f"pip install {TORCH} --index-url" in (ROOT / "docs" / "quickstart.md").read_text()
 
 
 def test_make_alone_prints_every_target_and_variable(checkout: Checkout) -> None:
