@@ -116,13 +116,17 @@ def seconds(samples: Sequence[Sequence[float]]) -> list[float]:
 def ratio(samples: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> Ratio:
     """How many times as long the others take."""
     ratios = [other / own for own, other in zip(seconds(samples), seconds(others), strict=True)]
-    low, median, high = (float(value) for value in np.percentile(ratios, [25, 50, 75]))
+    low, median, high = _middle_half(ratios)
     return Ratio(low=low, median=median, high=high)
 
 
 def quartiles(samples: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Of the rounds' times for a run: the ends of the middle half, and the median between them."""
-    low, median, high = (float(value) for value in np.percentile(seconds(samples), [25, 50, 75]))
+    return _middle_half(seconds(samples))
+
+
+def _middle_half(values: Sequence[float]) -> tuple[float, float, float]:
+    low, median, high = (float(value) for value in np.percentile(values, [25, 50, 75]))
     return low, median, high
 
 

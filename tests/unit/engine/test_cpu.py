@@ -16,22 +16,13 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 from tests.bundles import let_products_be_wrong, replace_file
+from tests.unit.engine.conftest import windows_of
 
 from distilqa.bundle import INT8_PROBE, MANIFEST, SELF_TEST, VARIANTS, Bundle
 from distilqa.engine.base import SHARED_RUN_WINDOWS
 from distilqa.engine.cpu import CpuEngine
 from distilqa.engine.open import open_engine
 from distilqa.errors import BundleError, VariantUnusable
-from distilqa.text.arrays import Int64
-
-CLS, SEP = 101, 102
-
-
-def windows_of(length: int, count: int) -> list[Int64]:
-    """Different inputs of one length, the same in every run of the tests."""
-    ids = np.random.default_rng(length).integers(1000, 30000, (count, length))
-    ids[:, 0], ids[:, 5], ids[:, -1] = CLS, SEP, SEP
-    return list(ids)
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.engine.conftest import windows_of
 
 from distilqa.engine.session import run_session
 from distilqa.text.arrays import Float32, Int64
-
-CLS, SEP = 101, 102
-
-
-def windows_of(length: int, count: int) -> list[Int64]:
-    """Different inputs of one length, the same in every run of the tests."""
-    ids = np.random.default_rng(length).integers(1000, 30000, (count, length))
-    ids[:, 0], ids[:, 5], ids[:, -1] = CLS, SEP, SEP
-    return list(ids)
 
 
 class FakeModel:
