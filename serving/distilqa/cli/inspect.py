@@ -80,8 +80,9 @@ def _usable(bundle: Bundle) -> dict[str, dict[str, str]]:
         found[name] = told
     # As `open_engine` does it: what is not passed over answers, or is an error.
     default = next((name for name in by_preference if name in found and name not in passed_over), None)
-    default = default if default and found[default] == "yes" else None
     return {
-        name: {"can be used on this machine": told + ", and is where none is named" * (name == default)}
+        name: {
+            "can be used on this machine": told + ", and is where none is named" * (name == default and told == "yes")
+        }
         for name, told in found.items()
     }
