@@ -27,7 +27,7 @@ from distilqa.text.answer import Answer
 
 if TYPE_CHECKING:
     from distilqa.bundle import Bundle
-    from distilqa.client.client import AsyncClient, Client, Outcome, Request
+    from distilqa.client.client import AsyncClient, Client, Model, Outcome, Request
     from distilqa.reader import Reader
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "InferenceFailed",
     "InvalidRequest",
     "MissingDependency",
+    "Model",
     "ModelNotFound",
     "Outcome",
     "Overloaded",
@@ -61,6 +62,7 @@ _LAZY = {
     "AsyncClient": "client.client",
     "Bundle": "bundle",
     "Client": "client.client",
+    "Model": "client.messages",
     "Outcome": "client.messages",
     "Reader": "reader",
     "Request": "client.messages",

@@ -462,6 +462,17 @@ def test_a_refused_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_any_work(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    folder, steps = make_tiny(tmp_path / "renamed"), list[str]()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace("[SEP]", "[END]"), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: the vocabulary has no \[SEP\]"):
+        export(str(folder), tmp_path / "bundle", progress=steps.append)
+    assert [step.split()[0] for step in steps] == ["load"]
+    assert not (tmp_path / "bundle").exists()
+
+
 @pytest.mark.usefixtures("few_samples")
 def test_refuses_a_target_that_exists(distilbert: Path, tmp_path: Path) -> None:
     target, steps = tmp_path / "bundle", list[str]()
