@@ -41,6 +41,7 @@ _COLORS = {
     PRODUCTS: "#9aa5b1",
 }
 _GOAL: dict[str, Any] = {"color": "#999999", "lw": 0.8, "ls": ":"}
+_STYLES = {OURS_BERT: "--", PYTORCH_BERT: "--"}
 
 # By which batches are shown, where it was measured.
 _SHOWN_LENGTH = 128
@@ -60,8 +61,7 @@ def runs(figure: Any, found: Runs) -> None:
         for name in dict.fromkeys(name for one in over for name in samples(one)):
             at = [one for one in over if name in samples(one)]
             values = [shown(one, statistics.median(seconds(samples(one)[name]))) for one in at]
-            style = "--" if name in (OURS_BERT, PYTORCH_BERT) else "-"
-            axes.plot(at, values, style, color=_COLORS[name], marker="o", ms=3, label=name)
+            axes.plot(at, values, _STYLES.get(name, "-"), color=_COLORS[name], marker="o", ms=3, label=name)
         axes.set_xscale("log", base=2)
         axes.set_xticks(over, [f"{one}" for one in over], fontsize=7)
         axes.minorticks_off()
@@ -98,7 +98,7 @@ def throughput(figure: Any, found: Throughput) -> None:
         at = [one for one in shapes if name in shapes[one]]
         rates = [windows_per_s(shapes[one][name], one) for one in at]
         sizes = [Shape.parse(one).windows for one in at]
-        saturated.plot(sizes, rates, color=_COLORS[name], marker="o", ms=4, label=name)
+        saturated.plot(sizes, rates, _STYLES.get(name, "-"), color=_COLORS[name], marker="o", ms=4, label=name)
     saturated.axhline(WINDOWS_PER_S, **_GOAL)
     saturated.axvline(Shape.parse(found["judged"]).windows, **_GOAL)
     saturated.set_ylim(bottom=0)

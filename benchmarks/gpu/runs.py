@@ -1,6 +1,6 @@
 """How fast one run of the model is on a GPU, by length and by windows in it.
 
-The systems open the same checkpoint: our packed fp16, with and without CUDA graphs; the plain export in ONNX Runtime,
+The systems open the same checkpoint: our cuda-fp16, with and without CUDA graphs; the plain export in ONNX Runtime,
 in fp32 and in fp16; PyTorch in fp16, eager and compiled. Windows of a run are of one length, so that nothing is masked:
 PyTorch has no mask, the plain export asks for one. bert-base, ours and in PyTorch, shows what the model itself saves.
 A run is timed from token ids in the host's memory to logits there.
@@ -22,8 +22,8 @@ from benchmarks.reporting.tables import Target, plural, table
 from benchmarks.setting import BERT
 from distilqa.bundle import Bundle
 
-OURS, OURS_BERT = "packed fp16", f"packed fp16, {BERT}"
-WITHOUT_GRAPHS = "packed fp16, no graphs"
+OURS, OURS_BERT = "cuda-fp16", f"cuda-fp16, {BERT}"
+WITHOUT_GRAPHS = "cuda-fp16, no graphs"
 PLAIN, PLAIN_FP16 = "ONNX Runtime fp32", "ONNX Runtime fp16"
 PYTORCH, COMPILED, PYTORCH_BERT = "PyTorch fp16", "PyTorch fp16, compiled", f"PyTorch fp16, {BERT}"
 PEAK, PRODUCTS = "one large product", "the model's products"
