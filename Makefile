@@ -90,9 +90,11 @@ $(READY_DEV): $(READY)
 serve: bundle ## answer questions on 127.0.0.1:50051, with the exported bundle
 	$(BIN)/distilqa serve '$(BUNDLE)'
 
-# $(call export,BUNDLE,OPTIONS) exports once.
-export = @if test -e '$(1)/manifest.json'; then echo '$(1) is there already; remove it to export again.'; \
-    else $(BIN)/distilqa export '$(CHECKPOINT)' --output '$(1)' $(2) $(EXPORT_FLAGS); fi
+# $(call export,BUNDLE,OPTIONS) exports once. A folder's name is what the manifest calls its checkpoint.
+export = @if test ! -e '$(1)/manifest.json'; then $(BIN)/distilqa export '$(CHECKPOINT)' --output '$(1)' $(2) $(EXPORT_FLAGS); \
+    elif grep -qF -e '"checkpoint": "$(CHECKPOINT:/=)"' -e '"checkpoint": "$(notdir $(CHECKPOINT:/=))"' '$(1)/manifest.json'; \
+    then echo '$(1) is there already; remove it to export again.'; \
+    else echo '$(1) is of another checkpoint than $(CHECKPOINT). Remove it, or name another BUNDLE.' >&2; exit 1; fi
 
 bundle: $(READY) ## export the checkpoint to a bundle, once
 	$(call export,$(BUNDLE))

@@ -5,6 +5,7 @@ The real set-up is what CI runs the tests in, and `tests/integration/test_docume
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -200,10 +201,31 @@ def test_an_environment_that_has_lost_its_python_is_made_anew(checkout: Checkout
     assert not (checkout.folder / ".venv" / "half").exists()
 
 
+def put_bundle(checkout: Checkout, name: str, *, of: str) -> None:
+    (checkout.folder / name).mkdir()
+    manifest = json.dumps({"source": {"checkpoint": of}}, indent=2)
+    (checkout.folder / name / "manifest.json").write_text(manifest)
+
+
+@pytest.mark.parametrize("checkpoint", ["models/mine", "models/mine/", "mine"])
+def test_a_bundle_of_the_checkpoint_is_not_made_again(checkout: Checkout, checkpoint: str) -> None:
+    put_bundle(checkout, "build", of="mine")
+    done = checkout.make("bundle", "BUNDLE=build", f"CHECKPOINT={checkpoint}")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "build is there already; remove it to export again.")
+
+
+@pytest.mark.parametrize("target", ["serve", "dist"])
+def test_a_bundle_of_another_checkpoint_is_not_taken_for_it(checkout: Checkout, target: str) -> None:
+    put_bundle(checkout, "a", of="mine")
+    put_bundle(checkout, "a-int8", of="mine")
+    done = checkout.make(target, "BUNDLE=a", "CHECKPOINT=mine-2")
+    assert done.returncode != 0
+    assert "is of another checkpoint than mine-2. Remove it, or name another BUNDLE." in done.stderr
+
+
 def test_names_with_spaces(checkout: Checkout) -> None:
-    (checkout.folder / "my bundle").mkdir()
-    (checkout.folder / "my bundle" / "manifest.json").touch()
-    done = checkout.make("bundle", "BUNDLE=my bundle")
+    put_bundle(checkout, "my bundle", of="my model")
+    done = checkout.make("bundle", "BUNDLE=my bundle", "CHECKPOINT=models/my model/")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (
         0, "my bundle is there already; remove it to export again.",
     )  # fmt: skip

@@ -279,7 +279,7 @@ def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
     assert calls[0]["request_id"] == "mine-1"
     assert (calls[0]["windows"], calls[1]["field"]) == (1, "top_k")
     assert all(entry["peer"].startswith("ipv4:127.0.0.1:") for entry in calls)
-    steps = sum(calls[0][f"{step}_seconds"] for step in ("tokenize", "queue", "inference"))
+    steps = sum(calls[0][f"{step}_seconds"] for step in ("tokenize", "queue", "inference", "decode"))
     assert 0 < steps < calls[0]["seconds"]
     assert len({entry["request_id"] for entry in calls}) == 3
 

@@ -154,7 +154,7 @@ class QuestionAnswering:
             response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
         timings = response.timings
         call.log["windows"] = timings.windows
-        for step in ("tokenize_seconds", "queue_seconds", "inference_seconds"):
+        for step in ("tokenize_seconds", "queue_seconds", "inference_seconds", "decode_seconds"):
             call.log[step] = round(getattr(timings, step), 6)
         return response
 

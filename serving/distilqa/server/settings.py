@@ -137,6 +137,10 @@ def flag(name: str) -> str:
     return "BUNDLE" if name == "bundle" else f"--{name.replace('_', '-')}"
 
 
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
 def load_settings(flags: Mapping[str, Any]) -> ServerSettings:
     """Settings from the flags that were given (None is not given), the environment, and the file that ``config`` names.
 
@@ -157,7 +161,7 @@ def load_settings(flags: Mapping[str, Any]) -> ServerSettings:
 
 
 def _environment() -> dict[str, _Given]:
-    variables = {name: ENV_PREFIX + name.upper() for name in ("config", *ServerSettings.model_fields)}
+    variables = {name: _variable(name) for name in ("config", *ServerSettings.model_fields)}
     return {name: _Given(os.environ[one], one) for name, one in variables.items() if one in os.environ}
 
 
@@ -210,7 +214,9 @@ def _conflicts(settings: ServerSettings) -> Iterator[str]:
             yield f"{limit(all_together)} is less than {limit(one)}, so that some requests would never get in"
     for one, other in _PAIRS:
         if getattr(settings, one) is not None and getattr(settings, other) is None:
-            yield f"{settings.source(one)}: goes with {other}, which is not given"
+            source = settings.source(one)
+            wanted = next(name(other) for name in (flag, _variable, str) if source.endswith(name(one)))
+            yield f"{source}: goes with {wanted}, which is not given"
 
 
 def _shown(value: object) -> str:

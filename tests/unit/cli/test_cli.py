@@ -296,7 +296,7 @@ def test_arguments_that_argparse_refuses(argv: list[str], named: str, capsys: py
             ["serve", "b", "--max-windows", "600"],
             "max_queued_windows (512, default) is less than --max-windows (600), ",
         ),
-        (["serve", "b", "--tls-key", "p"], "--tls-key: goes with tls_certificate, which is not given"),
+        (["serve", "b", "--tls-key", "p"], "--tls-key: goes with --tls-certificate, which is not given"),
         (["serve", "b", "--credentials", "p"], "--credentials: p: "),
         (["serve", "b", "--tls-certificate", "p", "--tls-key", "p"], "--tls-certificate: p: holds no certificate"),
         (["serve", "b", "--port", "-1"], "--port: Input should be greater than or equal to 0 (got '-1')"),
