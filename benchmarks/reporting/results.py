@@ -104,7 +104,8 @@ def load(folder: Path) -> Results:
         found: Results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DatasetError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict) or found.keys() != Results.__annotations__.keys():
+    whole = isinstance(found, dict) and found.keys() == Results.__annotations__.keys()
+    if not whole or any(part.keys() != Part.__annotations__.keys() for part in found["parts"].values()):
         raise DatasetError(f"{path} is not what the benchmarks write")
     return found
 

@@ -62,10 +62,10 @@ _LAZY = {
     "AsyncClient": "client.client",
     "Bundle": "bundle",
     "Client": "client.client",
-    "Model": "client.messages",
-    "Outcome": "client.messages",
+    "Model": "client.client",
+    "Outcome": "client.client",
     "Reader": "reader",
-    "Request": "client.messages",
+    "Request": "client.client",
 }
 
 

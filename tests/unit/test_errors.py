@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 
 import grpc
@@ -42,6 +44,14 @@ def test_everything_exported_is_there() -> None:
     assert [name for name in distilqa.__all__ if not hasattr(distilqa, name)] == []
     assert not hasattr(distilqa, "novelty")
     assert {*distilqa.__all__, "__version__"} <= set(dir(distilqa)), "for completion"
+
+
+@pytest.mark.parametrize("name", ["AsyncClient", "Client", "Model", "Outcome", "Request"])
+def test_what_needs_grpc_says_so(name: str) -> None:
+    code = f"import sys; sys.modules['grpc'] = None; import distilqa; distilqa.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "MissingDependency: the client's packages are not installed: pip install 'distilqa[client]'" in done.stderr
 
 
 def test_invalid_request() -> None:

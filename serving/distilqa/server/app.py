@@ -18,7 +18,7 @@ from distilqa.server.tasks import first_of
 
 logger = logging.getLogger(__name__)
 
-_CHILDREN_NEED = ("grpc", "grpc_health", "grpc_reflection", "tokenizers")
+_CHILDREN_NEED = ("google.protobuf", "google.rpc", "grpc", "grpc_health", "grpc_reflection", "tokenizers")
 
 
 class Server(Protocol):
@@ -48,8 +48,13 @@ def make_server(settings: ServerSettings) -> Server:
     """Of as many processes as the settings say. Raises SettingsError and MissingDependency."""
     if settings.processes > 1:
         # It needs neither gRPC nor a tokenizer, which take memory; its children do.
-        if missing := [name for name in _CHILDREN_NEED if find_spec(name) is None]:
-            raise not_installed(ImportError(f"No module named {missing[0]!r}"))
+        for name in _CHILDREN_NEED:
+            try:
+                found = find_spec(name)
+            except ImportError as error:  # of what it is part of
+                raise not_installed(error) from error
+            if not found:
+                raise not_installed(ImportError(f"No module named {name!r}"))
         return Processes(settings)
     try:
         from distilqa.server.single_process import SingleProcess

@@ -319,6 +319,7 @@ async def run_for(seconds: float, scheduler: Scheduler, engine: FakeEngine, cloc
     gate.open()
     await finished(task)
     engine.runs.clear()
+    engine.gates.clear()
 
 
 class TestLeaving:
@@ -489,6 +490,18 @@ class TestAdmission:
             (in_time,) = await queued(scheduler.run([window(7)], deadline=clock[0] + 6.1))
         await finished(book, sentence, in_time)
         assert engine.runs == [(n,) for n in (1, 6, 7, 2, 3, 4, 5)]
+
+    async def test_what_was_long_ago_is_forgotten(
+        self, scheduler: Scheduler, engine: FakeEngine, clock: list[float]
+    ) -> None:
+        """Runs of 3 s, then many of 1 s."""
+        await run_for(3.0, scheduler, engine, clock)
+        for _ in range(100):
+            await run_for(1.0, scheduler, engine, clock)
+        async with busy(scheduler, engine):
+            (task,) = await queued(scheduler.run([window(1)]))
+            assert scheduler.wait_s() == pytest.approx(1.0, rel=0.1)
+        await finished(task)
 
     async def test_before_the_first_run_the_engine_says_how_long_one_takes(
         self, schedulers: Callable[[int], Scheduler], engine: FakeEngine

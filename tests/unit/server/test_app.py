@@ -19,9 +19,16 @@ async def test_one_process_or_several(processes: int, kind: type) -> None:
     assert isinstance(make_server(ServerSettings(bundle=Path("bundle"), processes=processes)), kind)
 
 
-async def test_several_say_at_once_what_their_children_would_miss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "distilqa.server.app.find_spec", lambda name: None if name == "grpc_health" else find_spec(name)
-    )
-    with pytest.raises(MissingDependency, match=r"distilqa\[server,cpu\].*'grpc_health'"):
+@pytest.mark.parametrize("missing", ["grpc_health", "google.rpc"])
+async def test_several_say_at_once_what_their_children_would_miss(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr("distilqa.server.app.find_spec", lambda name: None if name == missing else find_spec(name))
+    with pytest.raises(MissingDependency, match=rf"distilqa\[server,cpu\].*'{missing}'"):
+        make_server(ServerSettings(bundle=Path("bundle"), processes=2))
+
+
+async def test_also_where_what_it_is_part_of_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distilqa.server.app._CHILDREN_NEED", ("nowhere.at_all",))
+    with pytest.raises(MissingDependency, match="'nowhere'"):
         make_server(ServerSettings(bundle=Path("bundle"), processes=2))
