@@ -183,6 +183,7 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         path, _, heading = target.partition("#")
         if ":" not in path:
+            path = path or "README.md"
             assert (ROOT / path).exists(), target
             headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), flags=re.MULTILINE) if heading else [""]
             assert heading in {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}, target
