@@ -72,20 +72,29 @@ class Reader:
         max_answer_tokens: int = 15,
         doc_stride: int | None = None,
         allow_no_answer: bool = False,
+        align_to_words: bool = True,
     ) -> list[Answer]:
         """Return the ``top_k`` best answers over all passages, best first.
 
         Passages may have any length; those that exceed one window of the model are read in windows that overlap by
-        ``doc_stride`` tokens (default 128). An answer is whole words and has at most ``max_answer_tokens`` tokens
-        (SQuAD's evaluation uses 30). There may be fewer answers than ``top_k`` if the passages have not so many
-        places. ``allow_no_answer`` lets "no answer" compete. The score is explained in `distilqa.text.spans`.
-        Raises InvalidRequest, which names the argument, for what cannot be answered.
+        ``doc_stride`` tokens (default 128). A passage without words is passed over where another has some.
+        An answer has at most ``max_answer_tokens`` tokens (SQuAD's evaluation uses 30) and 4,096 characters. It is
+        whole words, but that a word which alone has more tokens is taken apart; without ``align_to_words`` every word
+        may be. There may be fewer answers than ``top_k`` if the passages have not so many places. ``allow_no_answer``
+        lets "no answer" compete. The score is explained in `distilqa.text.spans`.
+        Raises InvalidRequest, which names the argument, for what cannot be answered; InferenceFailed where the model
+        gives logits that are no numbers.
         """
         check_options(top_k, max_answer_tokens, doc_stride)
         tokenized = self.windower.tokenize(question, list_passages(passages), doc_stride=doc_stride)
         logits = [self.engine.run([window.input_ids])[0] for window in tokenized.windows]
         return spans.decode(
-            tokenized, logits, top_k=top_k, max_answer_tokens=max_answer_tokens, allow_no_answer=allow_no_answer
+            tokenized,
+            logits,
+            top_k=top_k,
+            max_answer_tokens=max_answer_tokens,
+            allow_no_answer=allow_no_answer,
+            align_to_words=align_to_words,
         )
 
 

@@ -116,6 +116,7 @@ def test_one_passage_may_be_a_string(reader: Reader) -> None:
         {"top_k": 7},
         {"max_answer_tokens": 1},
         {"doc_stride": 0},
+        {"align_to_words": False, "top_k": 5},
         {"doc_stride": 60, "top_k": 3, "max_answer_tokens": 30, "allow_no_answer": True},
     ],
     ids=str,
@@ -158,7 +159,7 @@ def test_no_answer_only_where_it_is_allowed(reader: Reader) -> None:
         ("passages[1]", [FACT, b"A fox."]),
         ("passages[0]", ""),
         ("passages[0]", [" \0 "]),
-        ("passages[1]", [FACT, ""]),
+        ("passages", ["", "\n\f "]),
         ("passages[1]", [FACT, "\udfff"]),
         ("top_k", 0),
         ("top_k", -1),
@@ -181,6 +182,7 @@ def test_defaults() -> None:
         "max_answer_tokens": 15,
         "doc_stride": None,
         "allow_no_answer": False,
+        "align_to_words": True,
     }
 
 

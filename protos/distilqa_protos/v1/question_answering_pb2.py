@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+distilqa_protos/v1/question_answering.proto\x12\x0b\x64istilqa.v1\x1a\x17google/rpc/status.proto\"\xfe\x01\n\rAnswerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08question\x18\x03 \x01(\t\x12&\n\x08passages\x18\x04 \x03(\x0b\x32\x14.distilqa.v1.Passage\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11max_answer_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ndoc_stride\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x17\n\x0f\x61llow_no_answer\x18\x08 \x01(\x08\x42\x08\n\x06_top_kB\x14\n\x12_max_answer_tokensB\r\n\x0b_doc_stride\"#\n\x07Passage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\x8e\x01\n\x0e\x41nswerResponse\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.distilqa.v1.Answer\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.distilqa.v1.Timings\"N\n\x13\x41nswerStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.distilqa.v1.AnswerRequest\"\x84\x01\n\x14\x41nswerStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.distilqa.v1.AnswerResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x9f\x01\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07passage\x18\x03 \x01(\r\x12\x12\n\npassage_id\x18\x04 \x01(\t\x12\r\n\x05start\x18\x05 \x01(\r\x12\x0b\n\x03\x65nd\x18\x06 \x01(\r\x12\x12\n\nstart_byte\x18\x07 \x01(\r\x12\x10\n\x08\x65nd_byte\x18\x08 \x01(\r\x12\x11\n\tno_answer\x18\t \x01(\x08\"\x93\x01\n\x07Timings\x12\x18\n\x10tokenize_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x19\n\x11inference_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x0f\n\x07windows\x18\x05 \x01(\r\x12\x13\n\x0brun_windows\x18\x06 \x01(\r\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xb8\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\ncheckpoint\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x12\n\nparameters\x18\x07 \x01(\x04\x12#\n\x06limits\x18\x08 \x01(\x0b\x32\x13.distilqa.v1.Limits\"\x8c\x02\n\x06Limits\x12\x17\n\x0fquestion_tokens\x18\x01 \x01(\r\x12\x15\n\rwindow_tokens\x18\x02 \x01(\r\x12\x0f\n\x07windows\x18\x03 \x01(\r\x12\x10\n\x08passages\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x15\n\rrequest_bytes\x18\x06 \x01(\r\x12\x1b\n\x13question_characters\x18\x07 \x01(\r\x12\x1d\n\x15passage_id_characters\x18\x08 \x01(\r\x12\x16\n\x0eresponse_bytes\x18\t \x01(\r\x12\x17\n\x0fstream_requests\x18\n \x01(\r\x12\x1c\n\x14stream_id_characters\x18\x0b \x01(\r2\xf8\x01\n\x11QuestionAnswering\x12\x41\n\x06\x41nswer\x12\x1a.distilqa.v1.AnswerRequest\x1a\x1b.distilqa.v1.AnswerResponse\x12W\n\x0c\x41nswerStream\x12 .distilqa.v1.AnswerStreamRequest\x1a!.distilqa.v1.AnswerStreamResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.distilqa.v1.GetModelRequest\x1a\x1d.distilqa.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+distilqa_protos/v1/question_answering.proto\x12\x0b\x64istilqa.v1\x1a\x17google/rpc/status.proto\"\xae\x02\n\rAnswerRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08question\x18\x03 \x01(\t\x12&\n\x08passages\x18\x04 \x03(\x0b\x32\x14.distilqa.v1.Passage\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11max_answer_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ndoc_stride\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x17\n\x0f\x61llow_no_answer\x18\x08 \x01(\x08\x12\x1b\n\x0e\x61lign_to_words\x18\t \x01(\x08H\x03\x88\x01\x01\x42\x08\n\x06_top_kB\x14\n\x12_max_answer_tokensB\r\n\x0b_doc_strideB\x11\n\x0f_align_to_words\"#\n\x07Passage\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"\xa6\x01\n\x0e\x41nswerResponse\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.distilqa.v1.Answer\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07variant\x18\x04 \x01(\t\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.distilqa.v1.Timings\x12\x16\n\x0e\x62lank_passages\x18\x06 \x03(\r\"N\n\x13\x41nswerStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.distilqa.v1.AnswerRequest\"\x84\x01\n\x14\x41nswerStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x08response\x18\x02 \x01(\x0b\x32\x1b.distilqa.v1.AnswerResponseH\x00\x12$\n\x06status\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x9f\x01\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0f\n\x07passage\x18\x03 \x01(\r\x12\x12\n\npassage_id\x18\x04 \x01(\t\x12\r\n\x05start\x18\x05 \x01(\r\x12\x0b\n\x03\x65nd\x18\x06 \x01(\r\x12\x12\n\nstart_byte\x18\x07 \x01(\r\x12\x10\n\x08\x65nd_byte\x18\x08 \x01(\r\x12\x11\n\tno_answer\x18\t \x01(\x08\"\x93\x01\n\x07Timings\x12\x18\n\x10tokenize_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x19\n\x11inference_seconds\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x04 \x01(\x01\x12\x0f\n\x07windows\x18\x05 \x01(\r\x12\x13\n\x0brun_windows\x18\x06 \x01(\r\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xb8\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x12\n\ncheckpoint\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x12\n\nparameters\x18\x07 \x01(\x04\x12#\n\x06limits\x18\x08 \x01(\x0b\x32\x13.distilqa.v1.Limits\"\x8c\x02\n\x06Limits\x12\x17\n\x0fquestion_tokens\x18\x01 \x01(\r\x12\x15\n\rwindow_tokens\x18\x02 \x01(\r\x12\x0f\n\x07windows\x18\x03 \x01(\r\x12\x10\n\x08passages\x18\x04 \x01(\r\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x15\n\rrequest_bytes\x18\x06 \x01(\r\x12\x1b\n\x13question_characters\x18\x07 \x01(\r\x12\x1d\n\x15passage_id_characters\x18\x08 \x01(\r\x12\x16\n\x0eresponse_bytes\x18\t \x01(\r\x12\x17\n\x0fstream_requests\x18\n \x01(\r\x12\x1c\n\x14stream_id_characters\x18\x0b \x01(\r2\xf8\x01\n\x11QuestionAnswering\x12\x41\n\x06\x41nswer\x12\x1a.distilqa.v1.AnswerRequest\x1a\x1b.distilqa.v1.AnswerResponse\x12W\n\x0c\x41nswerStream\x12 .distilqa.v1.AnswerStreamRequest\x1a!.distilqa.v1.AnswerStreamResponse(\x01\x30\x01\x12G\n\x08GetModel\x12\x1c.distilqa.v1.GetModelRequest\x1a\x1d.distilqa.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,25 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'distilqa_protos.v1.question
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ANSWERREQUEST']._serialized_start=86
-  _globals['_ANSWERREQUEST']._serialized_end=340
-  _globals['_PASSAGE']._serialized_start=342
-  _globals['_PASSAGE']._serialized_end=377
-  _globals['_ANSWERRESPONSE']._serialized_start=380
-  _globals['_ANSWERRESPONSE']._serialized_end=522
-  _globals['_ANSWERSTREAMREQUEST']._serialized_start=524
-  _globals['_ANSWERSTREAMREQUEST']._serialized_end=602
-  _globals['_ANSWERSTREAMRESPONSE']._serialized_start=605
-  _globals['_ANSWERSTREAMRESPONSE']._serialized_end=737
-  _globals['_ANSWER']._serialized_start=740
-  _globals['_ANSWER']._serialized_end=899
-  _globals['_TIMINGS']._serialized_start=902
-  _globals['_TIMINGS']._serialized_end=1049
-  _globals['_GETMODELREQUEST']._serialized_start=1051
-  _globals['_GETMODELREQUEST']._serialized_end=1100
-  _globals['_GETMODELRESPONSE']._serialized_start=1103
-  _globals['_GETMODELRESPONSE']._serialized_end=1287
-  _globals['_LIMITS']._serialized_start=1290
-  _globals['_LIMITS']._serialized_end=1558
-  _globals['_QUESTIONANSWERING']._serialized_start=1561
-  _globals['_QUESTIONANSWERING']._serialized_end=1809
+  _globals['_ANSWERREQUEST']._serialized_end=388
+  _globals['_PASSAGE']._serialized_start=390
+  _globals['_PASSAGE']._serialized_end=425
+  _globals['_ANSWERRESPONSE']._serialized_start=428
+  _globals['_ANSWERRESPONSE']._serialized_end=594
+  _globals['_ANSWERSTREAMREQUEST']._serialized_start=596
+  _globals['_ANSWERSTREAMREQUEST']._serialized_end=674
+  _globals['_ANSWERSTREAMRESPONSE']._serialized_start=677
+  _globals['_ANSWERSTREAMRESPONSE']._serialized_end=809
+  _globals['_ANSWER']._serialized_start=812
+  _globals['_ANSWER']._serialized_end=971
+  _globals['_TIMINGS']._serialized_start=974
+  _globals['_TIMINGS']._serialized_end=1121
+  _globals['_GETMODELREQUEST']._serialized_start=1123
+  _globals['_GETMODELREQUEST']._serialized_end=1172
+  _globals['_GETMODELRESPONSE']._serialized_start=1175
+  _globals['_GETMODELRESPONSE']._serialized_end=1359
+  _globals['_LIMITS']._serialized_start=1362
+  _globals['_LIMITS']._serialized_end=1630
+  _globals['_QUESTIONANSWERING']._serialized_start=1633
+  _globals['_QUESTIONANSWERING']._serialized_end=1881
 # @@protoc_insertion_point(module_scope)

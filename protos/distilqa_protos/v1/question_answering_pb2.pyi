@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AnswerRequest(_message.Message):
-    __slots__ = ("model", "version", "question", "passages", "top_k", "max_answer_tokens", "doc_stride", "allow_no_answer")
+    __slots__ = ("model", "version", "question", "passages", "top_k", "max_answer_tokens", "doc_stride", "allow_no_answer", "align_to_words")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     QUESTION_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class AnswerRequest(_message.Message):
     MAX_ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DOC_STRIDE_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NO_ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ALIGN_TO_WORDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     question: str
@@ -25,7 +26,8 @@ class AnswerRequest(_message.Message):
     max_answer_tokens: int
     doc_stride: int
     allow_no_answer: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., question: _Optional[str] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., top_k: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., doc_stride: _Optional[int] = ..., allow_no_answer: bool = ...) -> None: ...
+    align_to_words: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., question: _Optional[str] = ..., passages: _Optional[_Iterable[_Union[Passage, _Mapping]]] = ..., top_k: _Optional[int] = ..., max_answer_tokens: _Optional[int] = ..., doc_stride: _Optional[int] = ..., allow_no_answer: bool = ..., align_to_words: bool = ...) -> None: ...
 
 class Passage(_message.Message):
     __slots__ = ("text", "id")
@@ -36,18 +38,20 @@ class Passage(_message.Message):
     def __init__(self, text: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class AnswerResponse(_message.Message):
-    __slots__ = ("answers", "model", "version", "variant", "timings")
+    __slots__ = ("answers", "model", "version", "variant", "timings", "blank_passages")
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    BLANK_PASSAGES_FIELD_NUMBER: _ClassVar[int]
     answers: _containers.RepeatedCompositeFieldContainer[Answer]
     model: str
     version: str
     variant: str
     timings: Timings
-    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., variant: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    blank_passages: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., variant: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., blank_passages: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AnswerStreamRequest(_message.Message):
     __slots__ = ("id", "request")

@@ -1,9 +1,9 @@
 r"""Logits to answers.
 
 For each passage token the model gives a start logit and an end logit in every window that shows the token. A
-*place* is some words of a passage. A span, from a token i to a token j of one window with no more than
-``max_answer_tokens`` in it, is at a place if it widens to those whole words. The place's score is the probability that
-an answer starts and ends there:
+*place* is some whole words of a passage that have no more than ``max_answer_tokens`` together; a word that alone has
+more is taken apart, into its tokens. A span, from a token i to a token j of one window, is at a place if it widens to
+those words. The place's score is the probability that an answer starts and ends there:
 
 .. math::
     p = \max_w \sum_{i, j} \frac{e^{s_i}}{Z_s} \cdot \frac{e^{e_j}}{Z_e}
@@ -28,14 +28,16 @@ and it adds the scores of equal texts from different places, which can exceed 1 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from distilqa.errors import InferenceFailed
 from distilqa.text.answer import Answer
-from distilqa.text.arrays import Float32, Logits
-from distilqa.text.windows import Passage, Tokenized, Window
+from distilqa.text.arrays import Float32, Int64, Logits
+from distilqa.text.windows import MAX_ANSWER_CHARACTERS, Passage, Tokenized, Window
 
 _START, _END = 0, 1
 
@@ -47,16 +49,22 @@ def decode(
     top_k: int = 1,
     max_answer_tokens: int = 15,
     allow_no_answer: bool = False,
+    align_to_words: bool = True,
 ) -> list[Answer]:
     """Return the ``top_k`` best places, best first; fewer only if there are not so many.
 
     ``logits`` has one pair (start, end) for each of ``tokenized.windows``, each (length,) float32. Equal scores are
     ranked by passage, start and end. With ``allow_no_answer`` "no answer" takes part with the score
-    p(∅, ∅) and is returned as an Answer of passage None.
+    p(∅, ∅) and is returned as an Answer of passage None. Without ``align_to_words`` every word is taken apart.
+    Raises InferenceFailed for logits that are no numbers.
     """
+    if not all(np.isfinite(side).all() for pair in logits for side in pair):
+        raise InferenceFailed("the model gave logits that are no numbers")
     null = np.array(min(((s[0], e[0]) for s, e in logits), key=sum), dtype=np.float64)
     normalizers = [_log_normalizer(tokenized, [pair[side] for pair in logits], null[side]) for side in (_START, _END)]
-    answers = _best_places(tokenized, logits, top_k, max_answer_tokens, sum(normalizers))
+    shown = {window.passage for window in tokenized.windows}
+    parts = {one: _parts(tokenized.passages[one], max_answer_tokens, align_to_words) for one in shown}
+    answers = _best_places(tokenized, logits, parts, top_k, max_answer_tokens, sum(normalizers))
     if allow_no_answer:
         answers.append(Answer("", 0, 0, float(np.exp(null.sum() - sum(normalizers))), None))
         answers.sort(key=lambda answer: -answer.score)
@@ -72,12 +80,43 @@ def _log_normalizer(tokenized: Tokenized, logits: Sequence[Float32], null: float
     return float(np.logaddexp.reduce([null, *(np.logaddexp.reduce(part) for part in best)]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What of a passage of n tokens answers are made of: words, or their tokens.
+
+    ``of`` is (n,), the number of the part that a token is of. ``firsts`` and ``lasts`` are the parts' tokens,
+    ``starts`` and ``ends`` their characters, each (parts,).
+    """
+
+    of: Int64
+    firsts: Int64
+    lasts: Int64
+    starts: Int64
+    ends: Int64
+
+
+def _parts(passage: Passage, max_answer_tokens: int, align_to_words: bool) -> _Parts:
+    begins = np.diff(passage.words, prepend=-1) != 0
+    if align_to_words:
+        begins |= np.bincount(passage.words)[passage.words] > max_answer_tokens
+    else:
+        begins[:] = True
+    firsts = np.flatnonzero(begins)
+    lasts = np.append(firsts[1:], len(begins)) - 1
+    return _Parts(np.cumsum(begins) - 1, firsts, lasts, passage.starts[firsts], passage.ends[lasts])
+
+
 def _best_places(
-    tokenized: Tokenized, logits: Sequence[Logits], top_k: int, max_answer_tokens: int, log_normalizer: float
+    tokenized: Tokenized,
+    logits: Sequence[Logits],
+    parts: Mapping[int, _Parts],
+    top_k: int,
+    max_answer_tokens: int,
+    log_normalizer: float,
 ) -> list[Answer]:
     best: dict[_Place, float] = {}
     for window, pair in zip(tokenized.windows, logits, strict=True):
-        for place, score in _places(tokenized.passages[window.passage], window, pair, top_k, max_answer_tokens):
+        for place, score in _places(parts[window.passage], window, pair, top_k, max_answer_tokens):
             best[place] = max(best.get(place, -np.inf), score)
     ranked = sorted(best.items(), key=lambda item: (-item[1], item[0]))[:top_k]
     return [
@@ -92,19 +131,22 @@ _Place = tuple[int, int, int]
 
 
 def _places(
-    passage: Passage, window: Window, logits: Logits, top_k: int, max_answer_tokens: int
+    parts: _Parts, window: Window, logits: Logits, top_k: int, max_answer_tokens: int
 ) -> Iterator[tuple[_Place, float]]:
     """The best places of one window, ``top_k`` or more or all, with the logarithm of the sum over their spans."""
     start, end = (values[window.passage_at : -1].astype(np.float64) for values in logits)
     width = min(max_answer_tokens, len(start))
-    beyond = np.full(width - 1, -np.inf)
-    # Row i, column d: from token i to token i + d; and how many words later than it starts that span ends.
-    scores = start[:, None] + sliding_window_view(np.append(end, beyond), width)
-    starts, ends = (side[window.first_token :][: len(start)] for side in (passage.word_starts, passage.word_ends))
-    word = np.cumsum(np.diff(starts, prepend=starts[0]) > 0)
-    words = sliding_window_view(np.append(word, np.repeat(word[-1], width - 1)), width) - word[:, None]
-    place = (word[:, None] * width + words).ravel()
+    # Row i, column d: from token i to token i + d, and the part that this is in.
+    scores = start[:, None] + sliding_window_view(np.append(end, np.full(width - 1, -np.inf)), width)
+    part = parts.of[window.first_token :][: len(start)]
+    last = sliding_window_view(np.append(part, np.repeat(part[-1], width - 1)), width)
+    too_many = parts.lasts[last] - parts.firsts[part][:, None] >= max_answer_tokens
+    too_long = parts.ends[last] - parts.starts[part][:, None] > MAX_ANSWER_CHARACTERS
+    scores[too_many | too_long] = -np.inf
     greatest = scores.max()
+    if greatest == -np.inf:
+        return
+    place = ((part - part[0])[:, None] * width + last - part[:, None]).ravel()
     sums = np.bincount(place, np.exp(scores - greatest).ravel())
     there = np.bincount(place[np.isfinite(scores).ravel()], minlength=len(sums)) > 0
     sums[~there] = -1
@@ -113,7 +155,7 @@ def _places(
     chosen = np.flatnonzero(there & (sums >= np.partition(sums, -take)[-take]))
     with np.errstate(divide="ignore"):  # far behind the best
         logarithms = np.log(sums[chosen]) + greatest
-    first_of = np.searchsorted(word, chosen // width)
-    last_of = np.searchsorted(word, chosen // width + chosen % width)
-    for first, last, score in zip(starts[first_of].tolist(), ends[last_of].tolist(), logarithms.tolist(), strict=True):
-        yield (window.passage, first, last), score
+    firsts = part[0] + chosen // width
+    starts, ends = parts.starts[firsts], parts.ends[firsts + chosen % width]
+    for at, to, score in zip(starts.tolist(), ends.tolist(), logarithms.tolist(), strict=True):
+        yield (window.passage, at, to), score

@@ -11,15 +11,17 @@ words are known over the whole passage, not only as far as one window shows them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import category
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from distilqa.errors import BundleError, InvalidRequest
 from distilqa.text.arrays import Int64
-from distilqa.text.request import check_text
+from distilqa.text.request import NO_WORDS, check_text
 
 DEFAULT_DOC_STRIDE = 128
 MAX_QUESTION_TOKENS = 128
@@ -27,21 +29,36 @@ MAX_QUESTION_CHARACTERS = 4096
 
 _SPECIAL_TOKENS = 3
 
+# Of an answer. A word of more characters, which the tokenizer takes for a single unknown one, is none.
+MAX_ANSWER_CHARACTERS = 4096
+
+# U+0300: no character before it combines with another.
+_FIRST_MARK = 0x300
+
 # Egyptian hieroglyphs, which no vocabulary has.
 _UNKNOWN_WORD = "\U00013000\U00013080"
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A tokenised passage of n tokens; the arrays are (n,) int64, character places are Unicode code points.
+    """A tokenised passage of n tokens, none where it has no words; the arrays are (n,) int64.
 
-    ``word_starts[t]`` and ``word_ends[t]`` are where the whole word that token t is a piece of starts and ends.
+    Token t stands from character ``starts[t]`` to ``ends[t]`` (Unicode code points), marks that combine with it
+    included, and is a piece of the word number ``words[t]``, counted from 0.
     """
 
     text: str
     ids: Int64
-    word_starts: Int64
-    word_ends: Int64
+    starts: Int64
+    ends: Int64
+    words: Int64
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing in it can be an answer: it has no words, or only such as nobody would read."""
+        firsts = np.flatnonzero(np.diff(self.words, prepend=-1))
+        lasts = np.append(firsts[1:], len(self.words)) - 1
+        return not len(firsts) or bool((self.ends[lasts] - self.starts[firsts]).min() > MAX_ANSWER_CHARACTERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """A question over its passages: what `Windower.tokenize` gives and `distilqa.text.spans.decode` needs back."""
+    """A question over its passages: what `Windower.tokenize` gives and `distilqa.text.spans.decode` needs back.
+
+    There is no window of a blank passage.
+    """
 
     passages: tuple[Passage, ...]
     windows: tuple[Window, ...]
@@ -77,28 +97,28 @@ class Tokenized:
 class Windower:
     """Cuts questions and passages into windows of at most ``max_tokens`` tokens.
 
-    ``tokenizer_json`` is the content of a ``tokenizer.json``. Raises BundleError if it cannot be read, or has no
-    [CLS] and [SEP], or no token for unknown words. Safe to use from several threads at once.
+    ``tokenizer_json`` is the content of a ``tokenizer.json``. What it puts before and after texts are [CLS] and [SEP],
+    whatever they are called; in a text they are characters like any others. Other tokens that a checkpoint was given,
+    "[PAR]" say, are tokens in a text too. Raises BundleError if it cannot be read, or has no [CLS] and [SEP], or no
+    token for unknown words. Safe to use from several threads at once.
     """
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int) -> None:
         try:
-            tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"tokenizer.json: {error}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is five characters, not a separator
-        try:
+            self._cls, self._sep = _roles(Tokenizer.from_str(tokenizer_json))
+            content = json.loads(tokenizer_json)
+            for token in content.get("added_tokens") or ():
+                token["special"] = token["id"] in (self._cls, self._sep)
+            tokenizer = Tokenizer.from_str(json.dumps(content))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.encode_special_tokens = True  # as what they are: characters
             tokenizer.encode(_UNKNOWN_WORD)
-        except Exception as error:  # it has no token for what it does not know
+        except BundleError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception, also where no token is for unknown words
             raise BundleError(f"tokenizer.json: {error}") from error
-        special = {name: tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
-        for name, token in special.items():
-            if token is None:
-                raise BundleError(f"tokenizer.json: the vocabulary has no {name}")
         self._tokenizer = tokenizer
-        self._cls, self._sep = special["[CLS]"], special["[SEP]"]
         self.max_tokens = max_tokens
         self.max_question_tokens = min(MAX_QUESTION_TOKENS, max_tokens - _SPECIAL_TOKENS - 1)
 
@@ -108,8 +128,9 @@ class Windower:
         """Tokenise a question and its passages and cut them into windows, in passage order.
 
         ``doc_stride`` is the overlap of consecutive windows of a passage, in tokens; by default 128, or half of
-        what a window can hold of the passage where that is less, which is also the most it can be.
-        Raises InvalidRequest for an empty question, passage or list of passages, a question of more than
+        what a window can hold of the passage where that is less, which is also the most it can be. A passage without
+        words is passed over where another has some.
+        Raises InvalidRequest for an empty question or list of passages, passages without words, a question of more than
         ``max_question_tokens`` (128, or what leaves room for the passage) or 4,096 characters, text that is not valid
         Unicode (lone surrogates), a stride out of range, and more than ``max_windows`` windows.
         """
@@ -120,18 +141,22 @@ class Windower:
         stride = self._stride(doc_stride, room)
         tokenized, total = [], 0
         for number, text in enumerate(passages):
-            field = f"passages[{number}]"
-            check_text(field, text)
+            check_text(f"passages[{number}]", text)
             encoding = self._encode(text)
-            total += count_windows(len(encoding), room, stride)
+            total += count_windows(len(encoding), room, stride) if len(encoding) else 0
             if max_windows is not None and total > max_windows:  # before more is made of them
                 raise InvalidRequest("passages", f"they make {total} windows or more, the limit is {max_windows}")
-            tokenized.append(self._passage(text, encoding, field))
+            tokenized.append(_passage(text, encoding))
+        blank = [passage.is_blank for passage in tokenized]
+        if all(blank):
+            one = len(blank) == 1
+            raise InvalidRequest("passages[0]" if one else "passages", NO_WORDS if one else "have no words")
         head = np.array([self._cls, *question_ids, self._sep], dtype=np.int64)
         tail = np.array([self._sep], dtype=np.int64)
         windows = tuple(
             Window(np.concatenate((head, passage.ids[start:end], tail)), number, len(head), start)
             for number, passage in enumerate(tokenized)
+            if not blank[number]
             for start, end in cut(len(passage.ids), room, stride)
         )
         return Tokenized(tuple(tokenized), windows)
@@ -154,22 +179,44 @@ class Windower:
             raise InvalidRequest("doc_stride", f"is {doc_stride}, must be 0 to {room // 2} for this question")
         return doc_stride
 
-    def _passage(self, text: str, encoding: Encoding, field: str) -> Passage:
-        if not encoding.ids:
-            raise InvalidRequest(field, "has no words")
-        places = np.array(encoding.offsets, dtype=np.int64)
-        # Words are numbered in order, each a run of tokens: a token's word starts where the run's first token does.
-        words = np.array(encoding.word_ids, dtype=np.int64)
-        firsts = np.flatnonzero(np.diff(words, prepend=-1))
-        lasts = np.append(firsts[1:], len(words)) - 1
-        run = np.repeat(np.arange(len(firsts)), lasts - firsts + 1)
-        ids = np.array(encoding.ids, dtype=np.int64)
-        return Passage(text, ids, places[firsts, 0][run], places[lasts, 1][run])
-
     def _encode(self, text: str) -> Encoding:
         # A batch of one, because that alone lets other threads run meanwhile: the server's event loop, say.
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return encoding
+
+
+def _roles(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The ids of [CLS] and [SEP], by what is put around two texts, or by their names. Raises BundleError."""
+    pair = tokenizer.encode("a", "a")
+    around = [id for id, special in zip(pair.ids, pair.special_tokens_mask, strict=True) if special]
+    if len(around) == 3 and around[1] == around[2] == pair.ids[-1] and around[0] == pair.ids[0]:
+        return around[0], around[1]
+    ids = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")]
+    for name, id in zip(("[CLS]", "[SEP]"), ids, strict=True):
+        if id is None:
+            raise BundleError(f"tokenizer.json: the vocabulary has no {name}, and nothing says what it is called")
+    return ids[0], ids[1]
+
+
+def _passage(text: str, encoding: Encoding) -> Passage:
+    places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    # They are numbered in order, but not every number needs be there.
+    words = np.cumsum(np.diff(np.array(encoding.word_ids, dtype=np.int64), prepend=-1) != 0) - 1
+    ids = np.array(encoding.ids, dtype=np.int64)
+    return Passage(text, ids, places[:, 0], _with_marks(text, places[:, 1]), words)
+
+
+def _with_marks(text: str, ends: Int64) -> Int64:
+    """Where each token ends, after the marks that combine with it, which the tokenizer leaves out: the text may be
+    decomposed, and in Thai or Hebrew they are how vowels are written."""
+    if text.isascii():
+        return ends
+    points = np.frombuffer(text.encode("utf-32-le") + b"\0\0\0\0", np.uint32)
+    found, ends = np.flatnonzero(points[ends] >= _FIRST_MARK), ends.copy()
+    for token in found.tolist():
+        while ends[token] < len(text) and category(text[ends[token]]) == "Mn":
+            ends[token] += 1
+    return ends
 
 
 def cut(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

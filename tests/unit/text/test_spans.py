@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distilqa.errors import InferenceFailed
 from distilqa.text.answer import Answer
 from distilqa.text.arrays import Float32, Logits
 from distilqa.text.spans import decode
-from distilqa.text.windows import Passage, Tokenized, Window, cut
+from distilqa.text.windows import MAX_ANSWER_CHARACTERS, Passage, Tokenized, Window, cut
 
 # [CLS] and a question of one token and its [SEP] come before the passage.
 PASSAGE_AT = 3
@@ -30,13 +31,19 @@ LOGITS = st.sampled_from((TIED, SPREAD))
 
 def passage_of(pieces: Sequence[int]) -> Passage:
     """A passage whose words consist of so many tokens each."""
-    text, starts, ends = "", [], []
+    text, starts, words = "", list[int](), list[int]()
     for number, count in enumerate(pieces):
-        word = chr(ord("a") + number) * count
-        starts += [len(text)] * count
-        ends += [len(text) + count] * count
-        text += word + " "
-    return Passage(text, np.zeros(len(starts), np.int64), np.array(starts, np.int64), np.array(ends, np.int64))
+        starts += range(len(text), len(text) + count)
+        words += [number] * count
+        text += chr(ord("a") + number) * count + " "
+    at = np.array(starts, np.int64)
+    return Passage(text, np.zeros_like(at), at, at + 1, np.array(words, np.int64))
+
+
+def parts_of(passage: Passage, most: int, align_to_words: bool = True) -> list[tuple[int, int]]:
+    """For each token, the first and the last of the part of an answer that it belongs to."""
+    words = [[t for t, word in enumerate(passage.words) if word == own] for own in passage.words]
+    return [(word[0], word[-1]) if align_to_words and len(word) <= most else (t, t) for t, word in enumerate(words)]
 
 
 def tokenized_of(passages: Sequence[Passage], room: int, stride: int) -> Tokenized:
@@ -83,6 +90,7 @@ def reference(
     top_k: int = 1,
     max_answer_tokens: int = 15,
     allow_no_answer: bool = False,
+    align_to_words: bool = True,
 ) -> list[Answer]:
     """What `decode` must return: the docstring's formula, one loop for each of its words."""
     null = (math.inf, math.inf)
@@ -105,11 +113,12 @@ def reference(
         shown: dict[tuple[int, int, int], float] = {}
         for i in range(window.passage_at, window.length - 1):
             for j in range(i, window.length - 1):
-                if j - i + 1 > max_answer_tokens:
+                parts = parts_of(passage, max_answer_tokens, align_to_words)
+                first, _ = parts[window.first_token + i - window.passage_at]
+                _, last = parts[window.first_token + j - window.passage_at]
+                if last - first + 1 > max_answer_tokens:
                     continue
-                first = window.first_token + i - window.passage_at
-                last = window.first_token + j - window.passage_at
-                place = (window.passage, int(passage.word_starts[first]), int(passage.word_ends[last]))
+                place = (window.passage, int(passage.starts[first]), int(passage.ends[last]))
                 score = math.exp(start[i]) / normalizers[0] * math.exp(end[j]) / normalizers[1]
                 shown[place] = shown.get(place, 0.0) + score
         for place, score in shown.items():
@@ -150,17 +159,63 @@ def shown(answers: Sequence[Answer]) -> list[Any]:
     top_k=st.integers(1, 20) | st.just(ALL),
     max_answer_tokens=st.integers(1, 12),
     allow_no_answer=st.booleans(),
+    align_to_words=st.booleans(),
 )
 def test_answers_are_those_of_the_formula(
-    asked: tuple[Tokenized, list[Logits]], top_k: int, max_answer_tokens: int, allow_no_answer: bool
+    asked: tuple[Tokenized, list[Logits]],
+    top_k: int,
+    max_answer_tokens: int,
+    allow_no_answer: bool,
+    align_to_words: bool,
 ) -> None:
     options: dict[str, Any] = {
         "top_k": top_k,
         "max_answer_tokens": max_answer_tokens,
         "allow_no_answer": allow_no_answer,
+        "align_to_words": align_to_words,
     }
     everything = reference(*asked, **(options | {"top_k": ALL}))
     assert_same(decode(*asked, **options), everything[:top_k], everything)
+
+
+@given(asked=requests(), max_answer_tokens=st.integers(1, 4), align_to_words=st.booleans())
+def test_no_answer_has_more_tokens_than_may_be(
+    asked: tuple[Tokenized, list[Logits]], max_answer_tokens: int, align_to_words: bool
+) -> None:
+    """And there is one, however long the words are. Here a token is a character."""
+    answers = decode(*asked, top_k=ALL, max_answer_tokens=max_answer_tokens, align_to_words=align_to_words)
+    assert answers
+    assert all(len(answer.text.replace(" ", "")) <= max_answer_tokens for answer in answers)
+
+
+def test_a_word_that_alone_has_more_tokens_is_taken_apart() -> None:
+    """And only such a word: what is likeliest here is two of the four tokens of one word."""
+    logits = (logits_of([0.0, 5.0, 0.0, 0.0, 0.0], null=0.0), logits_of([0.0, 0.0, 5.0, 0.0, 0.0], null=0.0))
+
+    def best(most: int, **options: Any) -> str:
+        return decode(in_one_window([4, 1]), [logits], max_answer_tokens=most, **options)[0].text
+
+    assert [best(most) for most in (2, 3, 4)] == ["aa", "aa", "aaaa"]
+    assert best(4, align_to_words=False) == "aa"
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize("side", [0, 1])
+def test_logits_that_are_no_numbers_fail(number: float, at: int, side: int) -> None:
+    """Also that of [CLS], which no answer needs."""
+    logits = [logits_of([1.0, 2.0], null=0.0) for _ in range(2)]
+    logits[side][at if at == 0 else PASSAGE_AT] = number
+    with pytest.raises(InferenceFailed):
+        decode(in_one_window([1, 1]), [(logits[0], logits[1])])
+
+
+def test_an_answer_is_not_longer_than_anybody_reads() -> None:
+    text = "a " + "b" * (MAX_ANSWER_CHARACTERS + 1) + " c"
+    at = np.array([0, 2, len(text) - 1]), np.array([1, len(text) - 2, len(text)])
+    tokenized = tokenized_of([Passage(text, np.zeros(3, np.int64), *at, np.arange(3))], room=3, stride=0)
+    logits = (logits_of([1.0, 9.0, 1.0], null=0.0), logits_of([1.0, 9.0, 1.0], null=0.0))
+    assert {answer.text for answer in decode(tokenized, [logits], top_k=ALL)} == {"a", "c"}
 
 
 def test_defaults() -> None:
@@ -215,8 +270,12 @@ def test_one_window_scores_as_the_reference_pipeline(
     )
 
     expected: dict[tuple[int, int], float] = {}
+    parts = parts_of(passage, max_answer_tokens)
     for i, j in zip(*np.nonzero(candidates), strict=True):
-        place = int(passage.word_starts[i - PASSAGE_AT]), int(passage.word_ends[j - PASSAGE_AT])
+        first, last = parts[i - PASSAGE_AT][0], parts[j - PASSAGE_AT][1]
+        if last - first + 1 > max_answer_tokens:  # the reference would return more than was asked for
+            continue
+        place = int(passage.starts[first]), int(passage.ends[last])
         expected[place] = expected.get(place, 0.0) + candidates[i, j]
     scores = {(answer.start, answer.end): answer.score for answer in answers if answer.passage is not None}
     assert scores == pytest.approx(expected, rel=1e-9)
@@ -266,7 +325,7 @@ def test_equal_scores_are_ranked_by_place() -> None:
 def test_equal_texts_at_different_places_both_stay() -> None:
     text = "yes no yes"
     places = np.array([0, 4, 7]), np.array([3, 6, 10])
-    tokenized = tokenized_of([Passage(text, np.zeros(3, np.int64), *places)], room=3, stride=0)
+    tokenized = tokenized_of([Passage(text, np.zeros(3, np.int64), *places, np.arange(3))], room=3, stride=0)
     logits = (logits_of([4.0, 0.0, 3.0], null=0.0), logits_of([4.0, 0.0, 3.0], null=0.0))
     answers = decode(tokenized, [logits], top_k=2, max_answer_tokens=1)
     assert [(answer.text, answer.start) for answer in answers] == [("yes", 0), ("yes", 7)]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from unicodedata import category
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordLevel
 
 from distilqa.errors import BundleError, InvalidRequest
-from distilqa.text.windows import MAX_QUESTION_TOKENS, Tokenized, Windower, count_windows, cut
+from distilqa.text.windows import MAX_ANSWER_CHARACTERS, MAX_QUESTION_TOKENS, Tokenized, Windower, count_windows, cut
 
 # Window lengths that are tried; the last is that of the bundles.
 MAX_TOKENS = (24, 48, 384)
@@ -24,7 +25,7 @@ MAX_TOKENS = (24, 48, 384)
 AWKWARD = (
     *("e\u0301", "\u0301", "a\u0301\u0302\u0323", "\u1e9b\u0323", "\u0130", "I\u0307", "\ufb01", "\uac00\ub098"),
     *("\u6771\u4eac", "漢字", "😀", "👩\u200d👩\u200d👧", "🇸🇪", "\u200b", "\u202e", "\ufeff", "\ufffd", "\u037e"),
-    *("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\u2260", "\u0344", "[SEP]", "[CLS]", "[MASK]", "##", "'"),
+    *("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd", "\u2260", "\u0344", "[SEP]", "[CLS]", "##", "'"),
 )
 SEPARATORS = ("", " ", "\0", "\r\n", "\t", "\u00a0", "\u3000", "\u2028", "-", ".")
 WORDS = ("the", "fox", "jumps", "unbelievable", "internationalization", "1887", "U.S.")
@@ -35,7 +36,9 @@ LONG_TEXTS = st.builds(
     st.lists(st.tuples(FRAGMENTS, st.sampled_from(SEPARATORS)), min_size=1, max_size=12),
     st.integers(1, 100),
 )
-TEXTS = st.text() | LONG_TEXTS
+# These are tokens for us, and characters for the tokenizer as it is set here.
+TOKENS = ("[MASK]", "[PAD]", "[UNK]")
+TEXTS = (st.text() | LONG_TEXTS).filter(lambda text: not any(token in text for token in TOKENS))
 QUESTIONS = st.sampled_from(("Who jumps?", "\u6771", "caf e\u0301?")) | st.text(max_size=10)
 
 BLANK = ("", " ", "\r\n\t", "\u3000", "\u200b", "\0", "\u0301", "\ufffd")
@@ -153,11 +156,15 @@ def test_word_places_are_those_of_the_tokenizers_words(windower: Windower, token
 
     assert passage.text == text
     assert passage.ids.tolist() == encoding.ids
-    assert passage.word_starts.tolist() == [min(s for s, _ in words[word]) for word in encoding.word_ids]
-    assert passage.word_ends.tolist() == [max(e for _, e in words[word]) for word in encoding.word_ids]
-    assert all(0 <= s < e <= len(text) for s, e in zip(passage.word_starts, passage.word_ends, strict=True))
-    assert np.all(np.diff(passage.word_starts) >= 0)
-    assert np.all(np.diff(passage.word_ends) >= 0)
+    assert passage.words.tolist() == [sorted(words).index(word) for word in encoding.word_ids]
+    assert passage.starts.tolist() == [start for start, _ in encoding.offsets]
+    for (_, end), found in zip(encoding.offsets, passage.ends.tolist(), strict=True):
+        assert end <= found <= len(text)
+        assert all(category(mark) == "Mn" for mark in text[end:found])
+        assert category(text[found : found + 1] or " ") != "Mn"
+    assert np.all(passage.starts < passage.ends)
+    assert np.all(np.diff(passage.starts) >= 0)
+    assert np.all(np.diff(passage.ends) >= 0)
 
 
 def test_a_tokenizer_without_a_token_for_unknown_words_is_refused(tokenizer_json: str) -> None:
@@ -168,12 +175,25 @@ def test_a_tokenizer_without_a_token_for_unknown_words_is_refused(tokenizer_json
         Windower(json.dumps(content), max_tokens=384)
 
 
-def test_special_tokens_written_out_are_text(windower: Windower, tokenizer: Tokenizer) -> None:
-    spelt = "[CLS] a [SEP] b[SEP]c [MASK] [PAD] [UNK]"
+def test_separators_written_out_are_text(windower: Windower, tokenizer: Tokenizer) -> None:
+    """Or who writes a text could end it. Other tokens are what they are for the checkpoint."""
+    spelt = "[CLS] a [SEP] b[SEP]c [MASK] d"
     (window,) = windower.tokenize(spelt, [spelt]).windows
-    special = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[MASK]", "[PAD]", "[UNK]")]
+    special = [tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]", "[MASK]")]
     found = [(at, special.index(token)) for at, token in enumerate(window.input_ids.tolist()) if token in special]
-    assert found == [(0, 0), (window.passage_at - 1, 1), (window.length - 1, 1)]
+    question, passage = window.passage_at - 3, window.length - 3
+    assert found == [(0, 0), (question, 2), (window.passage_at - 1, 1), (passage, 2), (window.length - 1, 1)]
+
+
+def test_separators_are_known_by_their_role(tokenizer_json: str) -> None:
+    """Not by their names, which some checkpoints have as <s> and </s>."""
+    renamed = tokenizer_json.replace("[CLS]", "<s>").replace("[SEP]", "</s>")
+    windows = [
+        Windower(content, max_tokens=64).tokenize("Who?", [f"A {name} b."]).windows[0].input_ids.tolist()
+        for content, name in ((tokenizer_json, "fox"), (renamed, "fox"), (renamed, "</s>"))
+    ]
+    assert windows[0] == windows[1]
+    assert [windows[2].count(102), windows[2][-1]] == [2, 102]
 
 
 def test_a_word_that_two_windows_share_is_known_whole(tokenizer: Tokenizer, windowers: dict[int, Windower]) -> None:
@@ -185,8 +205,10 @@ def test_a_word_that_two_windows_share_is_known_whole(tokenizer: Tokenizer, wind
     tokenized = windowers[24].tokenize("Who?", [before + word], doc_stride=0)
 
     assert tokenized.windows[1].first_token == room < room - 1 + pieces
-    assert tokenized.passages[0].word_starts[room - 1 :].tolist() == [len(before)] * pieces
-    assert tokenized.passages[0].word_ends[room - 1 :].tolist() == [len(before + word)] * pieces
+    passage = tokenized.passages[0]
+    assert len(set(passage.words[room - 1 :].tolist())) == 1
+    assert passage.words.tolist() == list(range(room - 1)) + [room - 1] * pieces
+    assert (passage.starts[room - 1], passage.ends[-1]) == (len(before), len(before + word))
 
 
 @given(tokens=st.integers(1, 400), room=st.integers(1, 60), data=st.data())
@@ -226,9 +248,33 @@ def test_blank_question(windower: Windower, text: str) -> None:
     assert problem_of(windower, text, ["A fox."]).field == "question"
 
 
-@pytest.mark.parametrize("text", BLANK)
-def test_blank_passage_is_named(windower: Windower, text: str) -> None:
-    assert problem_of(windower, "Who?", ["A fox.", text]).field == "passages[1]"
+@pytest.mark.parametrize("text", [*BLANK, "x" * (MAX_ANSWER_CHARACTERS + 1)])
+def test_a_blank_passage_is_passed_over_where_another_has_words(windower: Windower, text: str) -> None:
+    tokenized = windower.tokenize("Who?", [text, "A fox.", text])
+    assert [window.passage for window in tokenized.windows] == [1]
+    assert [passage.is_blank for passage in tokenized.passages] == [True, False, True]
+    assert str(problem_of(windower, "Who?", [text])) == "passages[0]: has no words"
+    assert str(problem_of(windower, "Who?", [text, text])) == "passages: have no words"
+
+
+# How a word is written, and what of it the tokenizer reads.
+MARKED = {
+    "decomposed": ("Bre\u0301", "bre"),
+    "Vietnamese, decomposed": ("Vie\u0323\u0302t", "viet"),
+    "two marks at the end": ("to\u0323\u0302", "to"),
+    "Hebrew": ("\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd\u05b0", "\u05e9\u05dc\u05d5\u05dd"),
+    "Thai": ("\u0e17\u0e35\u0e48", "\u0e17"),
+    "emoji": ("\u2764\ufe0f", "\u2764"),
+}
+
+
+@pytest.mark.parametrize(("written", "read"), MARKED.values(), ids=MARKED)
+@pytest.mark.parametrize("after", ["", " ", ".", " end", "\u0301"], ids=["end", "space", "point", "word", "mark"])
+def test_a_word_ends_after_its_marks(windower: Windower, written: str, read: str, after: str) -> None:
+    (passage,) = windower.tokenize("Who?", [f"A {written}{after}"]).passages
+    word = passage.words == 1
+    assert (passage.starts[word][0], passage.ends[word][-1]) == (2, 2 + len(written) + (after == "\u0301"))
+    assert len(read) < len(written)
 
 
 @pytest.mark.parametrize("passages", [[], ()])
