@@ -20,12 +20,13 @@ from distilqa.engine.cores import usable_cores
 from distilqa.engine.cpu import run_int8_probe
 from distilqa.engine.session import open_session
 from distilqa.errors import InvalidRequest
-from distilqa.evaluation.dataset import shown_id
+from distilqa.evaluation.dataset import Question, shown_id
 from distilqa.reader import Reader
+from distilqa.text.arrays import Int64
 from distilqa.text.windows import Tokenized, Windower
 from distilqa_export import samples
 from distilqa_export.errors import ExportError
-from distilqa_export.gate.check import check_fp32, runner
+from distilqa_export.gate.check import check_fp32, check_tokens, runner
 from distilqa_export.gate.judge import Judge
 from distilqa_export.gate.release import Released, release, release_packed, scores, scores_of_fp32
 from distilqa_export.graph.checkpoint import Checkpoint, load_checkpoint
@@ -42,6 +43,18 @@ _FP32, _INT8 = "cpu-fp32", "cpu-int8"
 
 # Points of F1.
 MAX_F1_DROP = 0.5
+
+# With so many nothing is judged.
+_ANY_DROP = 100.0
+
+# An F1 of fp32 below which it does not know the answers, so that nothing can be lost.
+_LEAST_F1 = 20.0
+
+# Where more than this share of the questions cannot be asked, they are not for this checkpoint.
+_MOST_LEFT_OUT = 0.5
+
+# What to do about that.
+_OTHERS = "--eval FILE judges by other questions, and --calibration FILE chooses the scales on other text"
 
 # Packaged passages on which logits are compared.
 _COMPARED_PASSAGES = 50
@@ -63,12 +76,15 @@ def export(
 
     ``calibration`` is a JSON lines file with ``question`` and ``context``, ``evaluation`` a SQuAD v1.1 file, both by
     default packaged samples; int8 may lose ``max_f1_drop`` points of F1 against fp32, and keeps matmuls in fp32 where
-    it must for that. ``progress`` is told of each step. Raises CheckpointError, ExportError, DatasetError or
-    BundleError; then nothing is written.
+    it must for that. Questions that the checkpoint cannot be asked are left out. Where fp32 itself hardly answers,
+    nothing can be judged, and 100 points are needed to say that nothing shall be. ``progress`` is told of each step.
+    Raises CheckpointError, ExportError, DatasetError or BundleError; then nothing is written.
     """
     variants = _checked(variants, max_f1_drop)
     questions, asked = samples.read_evaluation(evaluation)
     texts, calibrated = samples.read_calibration(calibration)
+    if max_f1_drop >= _ANY_DROP:
+        asked += "; int8 and fp16 were not judged by it"
     data = {"evaluation": asked} | ({"calibration": calibrated} if _INT8 in variants else {})
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
@@ -78,19 +94,21 @@ def export(
         progress(f"load {checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
         windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
+        check_tokens(loaded, windower, [one.context for one in samples.packaged_calibration()[:_COMPARED_PASSAGES]])
         fp32 = _convert(loaded, scratch, progress)
-        tokenized = {q.id: _tokenize(windower, q.question, q.context, f"question {shown_id(q.id)}") for q in questions}
+        tokenized = _tokenize_all(windower, questions, progress)
+        questions = [question for question in questions if question.id in tokenized]
         judge = Judge(fp32.path, questions, tokenized, _compared_text(windower), progress)
         made: dict[str, Released] = {}
 
         if _INT8 in variants:
             progress("calibrate int8")
-            read = [_tokenize(windower, one.question, one.context, one.place) for one in texts]
-            windows = [window.input_ids for one in read for window in one.windows]
+            windows = _calibration_windows(windower, texts, own=calibration is not None)
             told = tenths("calibrate int8", len(windows), "windows", progress)
             quantizer = Quantizer(fp32.path, windows, loaded.architecture, told)
             progress("quantise, and judge")
             made[_INT8] = release(quantizer, scratch, windows, judge.compare, max_f1_drop, progress)
+            _require_answers(made[_INT8], max_f1_drop)
 
         if _CUDA in variants:
             progress("pack for the GPU, in fp16, and judge")
@@ -161,6 +179,52 @@ def _require_exact_products(scratch: Path) -> None:
     ir.save(int8_probe(), scratch / INT8_PROBE)
     if problem := run_int8_probe(scratch / INT8_PROBE):
         raise ExportError(f"int8 cannot be made on this processor: {problem}. --variant {_FP32} leaves it out")
+
+
+def _tokenize_all(windower: Windower, questions: Sequence[Question], progress: Progress) -> dict[str, Tokenized]:
+    """Those that can be asked, by their ids. Raises ExportError where most cannot."""
+    tokenized, problems = {}, []
+    for question in questions:
+        try:
+            tokenized[question.id] = windower.tokenize(question.question, [question.context])
+        except InvalidRequest as error:
+            problems.append(f"question {shown_id(question.id)}: {error}")
+    if problems:
+        progress(f"{len(problems)} of {len(questions)} questions cannot be asked, and are left out ({problems[0]})")
+    if len(problems) > _MOST_LEFT_OUT * len(questions):
+        raise ExportError(
+            f"{len(problems)} of {len(questions)} questions cannot be asked of this checkpoint ({problems[0]}). Are"
+            f" they in its language? {_OTHERS}"
+        )
+    return tokenized
+
+
+def _calibration_windows(windower: Windower, texts: Sequence[samples.Sample], *, own: bool) -> list[Int64]:
+    """Of the caller's own text all; of the packaged what can be asked. Raises ExportError."""
+    windows, problem = [], ""
+    for text in texts:
+        try:
+            tokenized = _tokenize(windower, text.question, text.context, text.place)
+        except ExportError as error:
+            if own:
+                raise
+            problem = problem or str(error)
+        else:
+            windows += [window.input_ids for window in tokenized.windows]
+    if not windows:
+        raise ExportError(f"none of the packaged texts can be read by this checkpoint ({problem}). {_OTHERS}")
+    return windows
+
+
+def _require_answers(int8: Released, max_f1_drop: float) -> None:
+    """Where fp32 answers hardly anything, losing nothing means nothing. Raises ExportError."""
+    f1 = int8.compared.fp32_f1 if int8.compared else _LEAST_F1
+    if f1 < _LEAST_F1 and max_f1_drop < _ANY_DROP:
+        raise ExportError(
+            f"fp32 itself has an F1 of {f1:.1f} on these questions, so that int8 cannot be judged by them. Are they in"
+            f" the checkpoint's language, and is its head trained? {_OTHERS}; --max-f1-drop {_ANY_DROP:g} judges"
+            " nothing"
+        )
 
 
 def _tokenize(windower: Windower, question: str, context: str, place: str) -> Tokenized:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +51,39 @@ _FILES = [
     "README.md",
 ]
 
+# How a file begins that stands for one.
+_LFS = b"version https://git-lfs"
+
+# What a config may not say, and what is needed instead.
+_NEEDED = {
+    "is_decoder": "needed is an encoder, whose tokens see all others",
+    "add_cross_attention": "needed is a model that reads one text",
+    "pruned_heads": "needed are layers of equally many heads",
+}
+
+# What changes how a model is called or computed, but not what it answers.
+_AS_IT_ANSWERS = {
+    "chunk_size_feed_forward": 0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "torchscript": False,
+}
+
+_LAYER = re.compile(r"\.layer\.(\d+)\.")
+
+_CONVERT = (
+    'python -c "import torch; from safetensors.torch import save_file; save_file({{name: tensor.clone() for name,'
+    " tensor in torch.load('{}', weights_only=True).items()}}, 'model.safetensors', {{'format': 'pt'}})\""
+)
+
 # The reference pipeline's window.
 _WINDOW_TOKENS = 384
+
+_MOST_LISTED = 3
+
+_TOKENIZER = "tokenizer.json"
+_ROLES = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
 
 # Room for the longest question that is taken, and as much of the passage.
 _LEAST_POSITIONS = 200
@@ -104,6 +137,7 @@ def load_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
     but a DistilBERT or BERT question-answering model with all its tensors and its tokenizer.
     """
     folder, commit = _fetch(checkpoint, revision)
+    _check_whole(folder)
     config = _read_config(folder)
     weights = _weight_files(folder)
     _check_architecture(config, weights)
@@ -177,14 +211,32 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _check_whole(folder: Path) -> None:
+    """Refuse what git or a broken download has left of a checkpoint."""
+    for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(len(_LFS)) == _LFS:
+                raise CheckpointError(f"{path}: is a pointer to a file that git-lfs has not fetched (git lfs pull)")
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{index}: names no files of weights ({error!r:.200})") from error
+        if missing:
+            raise CheckpointError(f"{folder}: files of weights are missing: {_listed(missing)}")
+
+
 def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
-    pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)]
-    found = f"only {', '.join(sorted(pickles))}" if pickles else "no weights"
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if not pickles:
+        raise CheckpointError(f"{folder}: found no weights; they are needed as model.safetensors")
     raise CheckpointError(
-        f"{folder}: found {found}; weights are needed as model.safetensors (pickles are never opened)"
+        f"{folder}: found only {', '.join(pickles)}; weights are needed as model.safetensors, and pickles are never"
+        f" opened here. Of one that you trust this makes it, in its folder: {_CONVERT.format(pickles[0])}"
     )
 
 
@@ -195,6 +247,9 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     found = f"{config.get('model_type')!r} ({architectures})"
     if config.get("model_type") not in tuple(MODELS):
         raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(sorted(MODELS))}")
+    for name, needed in _NEEDED.items():
+        if config.get(name):
+            raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")
     names: set[str] = set()
     for path in weights:
         try:
@@ -214,6 +269,9 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
         count = config.get(name, 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
+        there = len({found[1] for found in map(_LAYER.search, names) if found})
+        if name in ("n_layers", "num_hidden_layers") and name in config and count != there:
+            raise CheckpointError(f"found {name} {count} in config.json, and weights of {there} layers")
     if "quantization_config" in config:
         raise CheckpointError("found quantised weights (quantization_config); needed are plain ones")
 
@@ -223,7 +281,7 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         model, report = model_class.from_pretrained(
             folder,
             dtype=torch.float32,
-            torchscript=False,  # with it, the model would return bare tuples
+            **_AS_IT_ANSWERS,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -232,10 +290,10 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         raise CheckpointError(f"{folder}: the model cannot be loaded ({error})") from error
     # transformers would initialise these at random and go on.
     if report["missing_keys"]:
-        raise CheckpointError(f"{folder}: tensors are missing: {', '.join(sorted(report['missing_keys']))}")
+        raise CheckpointError(f"{folder}: tensors are missing: {_listed(sorted(report['missing_keys']))}")
     unread = [name for name in report["unexpected_keys"] if ".layer." in name]
     if unread:
-        raise CheckpointError(f"{folder}: the config has no place for tensors: {', '.join(sorted(unread))}")
+        raise CheckpointError(f"{folder}: the config has no place for tensors: {_listed(sorted(unread))}")
     if model.config.max_position_embeddings < _LEAST_POSITIONS:
         positions = model.config.max_position_embeddings
         raise CheckpointError(f"the model has {positions} positions; needed are at least {_LEAST_POSITIONS}")
@@ -253,20 +311,41 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
 
 
 def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
+    if not any((folder / name).is_file() for name in (_TOKENIZER, "vocab.txt")):
+        raise CheckpointError(f"{folder}: no tokenizer; needed is {_TOKENIZER} or vocab.txt")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+        # Newer versions of transformers write what this one cannot read, and nothing that is needed.
+        tokenizer = _tokenizer_alone(folder)
+        if tokenizer is None:
+            raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
         raise CheckpointError(f"{folder}: found a {type(tokenizer).__name__}; needed is BERT's WordPiece tokenizer")
-    largest = max(tokenizer.get_vocab().values())
+    # A blank line at the end of vocab.txt is a token too, which no text becomes.
+    largest = max(id for token, id in tokenizer.get_vocab().items() if token)
     if largest >= vocabulary:
         raise CheckpointError(
             f"{folder}: the tokenizer has ids up to {largest}, the model's vocabulary has {vocabulary}"
         )
     return tokenizer
+
+
+def _tokenizer_alone(folder: Path) -> PreTrainedTokenizerFast | None:
+    """The tokenizer by its own file, with [CLS] and [SEP] as tokenizer_config.json calls them; None if that fails."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        names = {f"{role}_token": config.get(f"{role}_token", name) for role, name in _ROLES.items()}
+        return PreTrainedTokenizerFast(tokenizer_file=str(folder / _TOKENIZER), **names)
+    except Exception:  # tokenizers raises bare Exception
+        return None
+
+
+def _listed(names: list[str]) -> str:
+    """A few of them: a config may ask for hundreds."""
+    return ", ".join(names[:_MOST_LISTED]) + (
+        f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    )
 
 
 def _digest(files: list[Path]) -> str:
