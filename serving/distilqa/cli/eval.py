@@ -1,4 +1,4 @@
-"""``distilqa eval``: measure exact match and F1 on a SQuAD v1.1 file."""
+"""``distilqa eval``: measure exact match and F1 on a SQuAD file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,21 +15,26 @@ from distilqa.bundle import GPU_VARIANTS, Bundle
 from distilqa.cli.commands import Commands, add_command
 from distilqa.errors import InvalidRequest, VariantUnusable
 from distilqa.text.answer import Answer
+from distilqa.text.request import MAX_TOP_K, NO_WORDS
 
 if TYPE_CHECKING:
     from distilqa.evaluation.dataset import Question
-    from distilqa.evaluation.evaluate import Evaluation
+    from distilqa.evaluation.no_answer import Verdict
     from distilqa.reader import Reader
 
 
 def add(commands: Commands) -> None:
-    evaluation = add_command(commands, "eval", _run, "measure exact match and F1 on a SQuAD v1.1 file")
+    evaluation = add_command(commands, "eval", _run, "measure exact match and F1 on a SQuAD file")
     evaluation.add_argument("bundle", type=Path, metavar="BUNDLE")
     evaluation.add_argument("file", type=Path, metavar="FILE", help="questions with answers, dev-v1.1.json say")
     evaluation.add_argument("--variant", help="of the bundle, also unverified (default: all that can be used here)")
     evaluation.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write the answers too, for the official script"
     )
+    evaluation.add_argument(
+        "--allow-no-answer", action="store_true",
+        help='let "no answer" compete, in a file of SQuAD v2 say, and measure as its official script does',
+    )  # fmt: skip
     evaluation.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -45,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{name}: left out, since this ONNX Runtime is for CPUs alone", file=sys.stderr)
     if arguments.predictions and len(variants) > 1:
         raise InvalidRequest("--predictions", f"is one file; choose a --variant of {', '.join(variants)}")
-    questions = read_questions(arguments.file)
+    questions = read_questions(arguments.file, allow_no_answer=arguments.allow_no_answer)
     if arguments.predictions:
         _check_writable("--predictions", arguments.predictions)
     # All before the first is measured: what cannot be used here is better found now than after minutes.
@@ -62,35 +68,88 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"left out: {problem}", file=sys.stderr)
     results = {}
     for variant, reader in readers.items():
-        found = _measure(reader, questions)
-        rate = len(questions) / found.seconds
-        results[variant] = {
-            "exact_match": found.exact_match,
-            "f1": found.f1,
-            "questions": len(questions),
-            "answers_per_second": rate,
-        }
+        began = time.monotonic()
+        verdicts = _ask(reader, questions, allow_no_answer=arguments.allow_no_answer)
+        rate = len(questions) / (time.monotonic() - began)
+        found = _measured(verdicts, allow_no_answer=arguments.allow_no_answer)
+        results[variant] = found | {"questions": len(questions), "answers_per_second": rate}
         if not arguments.json:
-            print(f"{variant}: exact match {found.exact_match:.2f}, F1 {found.f1:.2f},", end=" ")
-            print(f"{len(questions):,} questions, {rate:.1f} answers/s", flush=True)
+            shown = ", ".join(f"{_NAMES[name]} {value:.{_DIGITS.get(name, 2)}f}" for name, value in found.items())
+            print(f"{variant}: {shown}, {len(questions):,} questions, {rate:.1f} answers/s", flush=True)
+        if blank := sum(one.answer is None for one in verdicts):
+            print(f"{variant}: {blank} of the questions have no text to answer from", file=sys.stderr)
         if arguments.predictions:
-            _write_whole(arguments.predictions, json.dumps(found.predictions))
+            _write_whole(arguments.predictions, json.dumps({one.question.id: one.text for one in verdicts}))
     if arguments.json:
         print(json.dumps(results))
     return 0
 
 
-def _measure(reader: Reader, questions: Sequence[Question]) -> Evaluation:
+def _ask(reader: Reader, questions: Sequence[Question], *, allow_no_answer: bool) -> list[Verdict]:
     """Answer with a lane a core, each run on its own core: nobody waits for a single answer here."""
     from distilqa.engine.cores import usable_cores
-    from distilqa.evaluation.evaluate import MAX_ANSWER_TOKENS, evaluate
+    from distilqa.evaluation.evaluate import MAX_ANSWER_TOKENS, ask_all
+    from distilqa.evaluation.no_answer import Verdict
     from distilqa.evaluation.progress import ProgressBar
 
-    def answer(question: Question) -> Answer:
-        return reader.answer(question.question, question.context, max_answer_tokens=MAX_ANSWER_TOKENS)[0]
+    def ask(question: Question) -> Verdict:
+        try:
+            answers = reader.answer(
+                question.question,
+                question.context,
+                # "No answer" is among so many, or too unlikely to matter.
+                top_k=MAX_TOP_K if allow_no_answer else 1,
+                max_answer_tokens=MAX_ANSWER_TOKENS,
+                allow_no_answer=allow_no_answer,
+            )
+        except InvalidRequest as error:
+            if error.problem != NO_WORDS:
+                raise
+            return Verdict(question, None, 1.0)
+        none = next((answer.score for answer in answers if answer.passage is None), 0.0)
+        return Verdict(question, next(answer for answer in answers if answer.passage is not None), none)
 
     with ProgressBar(reader.variant, len(questions), sys.stderr) as progress:
-        return evaluate(questions, answer, lanes=usable_cores(), progress=progress)
+        return ask_all(questions, ask, lanes=usable_cores(), progress=progress)
+
+
+# What a measure is called, and the digits after the point where they are not two.
+_NAMES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "has_answer_exact_match": "where there is an answer",
+    "has_answer_f1": "F1",
+    "no_answer_exact_match": "where there is none",
+    "best_exact_match": "best exact match",
+    "best_exact_match_threshold": "from",
+    "best_f1": "best F1",
+    "best_f1_threshold": "from",
+}
+_DIGITS = {"best_exact_match_threshold": 4, "best_f1_threshold": 4}
+
+
+def _measured(verdicts: Sequence[Verdict], *, allow_no_answer: bool) -> dict[str, float]:
+    """In per cent, but for thresholds."""
+    from distilqa.evaluation.evaluate import Evaluation
+    from distilqa.evaluation.no_answer import best, scores
+
+    if not allow_no_answer:
+        nothing = Answer("", 0, 0, 0.0, None)
+        found = Evaluation([one.question for one in verdicts], [one.answer or nothing for one in verdicts], 0.0)
+        return {"exact_match": found.exact_match, "f1": found.f1}
+    every, some = scores(verdicts), scores(verdicts, lambda question: bool(question.answers))
+    none, limit = scores(verdicts, lambda question: not question.answers), best(verdicts)
+    return {
+        "exact_match": every.exact_match,
+        "f1": every.f1,
+        "has_answer_exact_match": some.exact_match,
+        "has_answer_f1": some.f1,
+        "no_answer_exact_match": none.exact_match,
+        "best_exact_match": limit.exact_match,
+        "best_exact_match_threshold": limit.exact_match_threshold,
+        "best_f1": limit.f1,
+        "best_f1_threshold": limit.f1_threshold,
+    }
 
 
 def _check_writable(flag: str, path: Path) -> None:

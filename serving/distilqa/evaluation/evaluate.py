@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from distilqa.errors import DatasetError, InvalidRequest
 from distilqa.evaluation.dataset import Question, shown_id
 from distilqa.evaluation.metric import exact_match, f1
 from distilqa.text.answer import Answer
+
+_Reply = TypeVar("_Reply")
 
 # The longest answer, in tokens, that SQuAD's evaluations allow.
 MAX_ANSWER_TOKENS = 30
@@ -67,22 +70,34 @@ def evaluate(
 ) -> Evaluation:
     """Answer each question, as many at once as there are lanes; ``progress`` is told how many are done.
 
-    Raises DatasetError, naming the question, for one that cannot be answered.
+    Raises DatasetError, naming the question, for one that cannot be asked.
     """
+    began = time.monotonic()
+    answers = ask_all(questions, answer, lanes=lanes, progress=progress)
+    return Evaluation(questions, answers, time.monotonic() - began)
 
-    def answer_one(question: Question) -> Answer:
+
+def ask_all(
+    questions: Sequence[Question],
+    ask: Callable[[Question], _Reply],
+    *,
+    lanes: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[_Reply]:
+    """What asking each gives, as `evaluate` asks."""
+
+    def ask_one(question: Question) -> _Reply:
         try:
-            return answer(question)
+            return ask(question)
         except InvalidRequest as error:
             raise DatasetError(f"question {shown_id(question.id)}: {error}") from error
 
-    began = time.monotonic()
-    answers: list[Answer] = []
+    replies: list[_Reply] = []
     pool = ThreadPoolExecutor(lanes, thread_name_prefix="evaluate")
     try:
-        for done in pool.map(answer_one, questions):
-            answers.append(done)
-            progress(len(answers))
+        for done in pool.map(ask_one, questions):
+            replies.append(done)
+            progress(len(replies))
     finally:
         pool.shutdown(cancel_futures=True)
-    return Evaluation(questions, answers, time.monotonic() - began)
+    return replies

@@ -77,11 +77,20 @@ def test_ids_in_errors_are_short_and_can_be_shown(tmp_path: Path, id: str) -> No
         question(id="q7", answers=[]),
         question(id="q7", answers=[], is_impossible=True, plausible_answers=[{"text": "x", "answer_start": 0}]),
         question(id="q7", is_impossible=True),
+        question(id="q7", answers=[{"text": "", "answer_start": 0}]),
     ],
 )
 def test_questions_without_an_answer_are_refused(tmp_path: Path, unanswerable: object) -> None:
     problem = problem_of(write(tmp_path / "dev-v2.0.json", dataset(question(), unanswerable)))
     assert problem.startswith("question q7 has no answer; SQuAD v1.1 is needed")
+    read = read_questions(tmp_path / "dev-v2.0.json", allow_no_answer=True)
+    assert [(one.id, bool(one.answers)) for one in read] == [("q1", True), ("q7", False)]
+
+
+def test_ids_may_be_numbers(tmp_path: Path) -> None:
+    """As tools for annotation write them."""
+    (read,) = read_questions(write(tmp_path / "file", dataset(question(id=51870))))
+    assert read.id == "51870"
 
 
 def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
@@ -143,7 +152,8 @@ BAD_FILES: dict[str, object] = {
     "no id": dataset(_without(question(), "id")),
     "no question": dataset(_without(question(), "question")),
     "no answers": dataset(_without(question(), "answers")),
-    "id: a number": dataset(question(id=1)),
+    "id: a fraction": dataset(question(id=1.5)),
+    "id: true": dataset(question(id=True)),
     "id: a list": dataset(question(id=["q1"])),
     "id: null": dataset(question(id=None)),
     "question: a number": dataset(question(question=1)),
@@ -161,12 +171,12 @@ BAD_FILES: dict[str, object] = {
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_what_is_no_squad_file_is_refused(tmp_path: Path, content: object) -> None:
     problem = problem_of(write(tmp_path / "file", content))
-    assert problem.startswith("is not a SQuAD v1.1 file (")
+    assert problem.startswith("is not a SQuAD file (")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "file", dataset(_without(question(), "answers")))
-    assert problem_of(path) == "is not a SQuAD v1.1 file (KeyError: 'answers')"
+    assert problem_of(path) == "is not a SQuAD file (KeyError: 'answers')"
 
 
 KEYS = st.sampled_from(["data", "paragraphs", "qas", "context", "id", "question", "answers", "text"])
