@@ -1,7 +1,19 @@
-"""``python -m distilqa``: the command line."""
+"""``python -m distilqa``, and the command ``distilqa``."""
+
+from __future__ import annotations
 
 import sys
 
-from distilqa.cli.main import main
 
-sys.exit(main())
+def main() -> int:
+    """Run a command. An interrupt while it is being loaded ends it as one while it runs does."""
+    try:
+        from distilqa.cli.main import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

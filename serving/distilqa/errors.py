@@ -4,14 +4,14 @@
     ├── InvalidRequest      INVALID_ARGUMENT     the caller's question, passage or option; names the field
     ├── ModelNotFound       NOT_FOUND            no such model or version is served
     ├── Overloaded          RESOURCE_EXHAUSTED   no permit was free; carries when to try again
-    ├── DeadlineExceeded    DEADLINE_EXCEEDED    the deadline passed before the model ran
+    ├── DeadlineExceeded    DEADLINE_EXCEEDED    the deadline passed, or the caller took too long
     ├── Unauthenticated     UNAUTHENTICATED      the call carries no credentials, or none that are known
     ├── PermissionDenied    PERMISSION_DENIED    the caller is known, but not allowed to use this model
     ├── Unavailable         UNAVAILABLE          not ready, draining, or out of reach
     ├── InferenceFailed     INTERNAL             the model failed on this entry
     ├── BundleError                              a bundle is missing, damaged, too new, or wrong on this machine
     │   └── VariantUnusable                      this machine computes a variant of a bundle wrongly
-    ├── DatasetError                             a file of questions is not SQuAD v1.1, or one cannot be answered
+    ├── DatasetError                             a file of questions is not SQuAD's, or one cannot be asked
     ├── SettingsError                            a setting, or a file that it names, is not as it must be
     ├── MissingDependency                        an extra is not installed, or two that conflict are
     ├── BindError                                a server's address cannot be bound
@@ -38,8 +38,11 @@ class InvalidRequest(DistilqaError, ValueError):
     status = "INVALID_ARGUMENT"
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}")
+        super().__init__(field, problem)  # what pickle makes it of again
         self.field, self.problem = field, problem
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}"
 
 
 class ModelNotFound(DistilqaError):
@@ -62,9 +65,16 @@ class Overloaded(DistilqaError):
 
 
 class DeadlineExceeded(DistilqaError):
-    """The deadline passed; work that had not begun was not done."""
+    """The deadline passed; work that had not begun was not done. Or the caller kept the server waiting.
+
+    ``limit`` is then the setting of the server that says how long it may; known to the server alone.
+    """
 
     status = "DEADLINE_EXCEEDED"
+
+    def __init__(self, message: str, limit: str | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
 
 
 class Unauthenticated(DistilqaError):
@@ -100,7 +110,7 @@ class VariantUnusable(BundleError):
 
 
 class DatasetError(DistilqaError):
-    """A file of questions is not SQuAD v1.1, or a question in it cannot be answered."""
+    """A file of questions is not of SQuAD's format, or a question in it cannot be asked."""
 
 
 class SettingsError(DistilqaError):

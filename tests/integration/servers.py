@@ -50,6 +50,7 @@ class HeldEngine:
         self.release = threading.Event()
         self.failures = 0
         self.deadly = False
+        self.spoiled: float | None = None
         server._scheduler._engine.run = self.run  # type: ignore[method-assign]
 
     def run(self, windows: Sequence[Int64], *, alone: bool = False) -> list[Logits]:
@@ -62,7 +63,10 @@ class HeldEngine:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("a secret of the model")
-        return self._run(windows, alone=alone)
+        logits = self._run(windows, alone=alone)
+        if self.spoiled is not None:
+            logits[0][0][1] = self.spoiled
+        return logits
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 import signal
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.integration.servers import CLI, held_server, serving
 from distilqa import (
     AsyncClient,
     Client,
+    DeadlineExceeded,
     DistilqaError,
     InvalidRequest,
     ModelNotFound,
@@ -27,6 +29,7 @@ from distilqa import (
     Request,
     Unavailable,
 )
+from distilqa.client import client as module
 from distilqa.server.single_process import SingleProcess
 from distilqa_export.samples import packaged_evaluation
 
@@ -270,6 +273,42 @@ async def test_requests_that_come_one_after_the_other(target: str) -> None:
             seen.append(outcome.id)
             queue.put_nowait(fox(str(len(seen))) if len(seen) < 5 else None)
     assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_a_deadline_does_not_wait_for_the_iterator(target: str) -> None:
+    held, ended = threading.Event(), list[bool]()
+
+    def requests() -> Iterator[Request]:
+        yield fox("a")
+        ended.append(held.wait(60))
+
+    with Client(target) as client:
+        outcomes = client.answer_stream(requests(), timeout_s=1)
+        assert next(outcomes).answers
+        with pytest.raises(DeadlineExceeded, match=r"no end of the stream within 1 s"):
+            next(outcomes)
+    assert ended == []
+    held.set()
+
+
+@both
+async def test_a_server_that_hangs_is_found_out(kind: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stopped, so that its machine takes what is sent, but nobody replies."""
+    hasty = {"grpc.keepalive_time_ms": 500, "grpc.http2.ping_timeout_ms": 1000}
+    monkeypatch.setattr(module, "_OPTIONS", [(name, hasty.get(name, value)) for name, value in module._OPTIONS])
+    with serving([*CLI, "serve", str(bundle)]) as (process, address):
+        client = kind(address)
+        seen = []
+        async for outcome in stream(client, foxes(), timeout_s=60, in_flight=1):
+            seen.append(outcome)
+            if len(seen) == 1:
+                process.send_signal(signal.SIGSTOP)
+            if outcome.error:
+                break
+        assert isinstance(seen[-1].error, Unavailable)
+        assert "ping timeout" in str(seen[-1].error)
+        process.send_signal(signal.SIGCONT)
+        await close(client)
 
 
 def connections(server: SingleProcess) -> int:

@@ -253,7 +253,7 @@ async def test_a_defect_in_checking_stays_inside(
     def fail(*_: object) -> str:
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr("distilqa.server.credentials.Callers.check", fail)
+    monkeypatch.setattr("distilqa.server.credentials.Callers.identify", fail)
     async with (
         held_server(bundle, credentials=files.callers) as (server, engine),
         AsyncClient(server.address) as client,

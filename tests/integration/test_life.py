@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from tests.integration.callers import NOT_SERVING, PASSAGE, QUESTION, SERVING, Caller, ask, end_of_call, health
-from tests.integration.servers import HeldEngine, entries, held_server, json_serving, serving
+from tests.integration.servers import CLI, HeldEngine, entries, held_server, json_serving, serving
 
 from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
 from distilqa.engine.base import Engine
@@ -139,7 +141,7 @@ class TestStuck:
 
 
 class TestEnd:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_every_call_is_accounted_for(self, bundle: Path, number: signal.Signals) -> None:
         """With calls in flight all the time: what the server says it answered is what the callers got."""
         with json_serving(bundle) as (process, address):
@@ -232,3 +234,41 @@ class TestBroken:
         assert await end_of_call(server.address) is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(BrokenError):
             await asyncio.wait_for(running, 60)
+
+
+class TestTerminal:
+    def test_where_the_signal_of_a_closed_terminal_is_ignored_it_stays_so(self, bundle: Path) -> None:
+        with serving(["nohup", *CLI, "serve", str(bundle), "--log-format", "json"]) as (process, address):
+            process.send_signal(signal.SIGHUP)
+            assert ask(address, PASSAGE) == "the lazy dog"
+            process.terminate()
+            log = entries(process)
+        assert [entry["signal"] for entry in log if entry["message"] == "draining"] == ["SIGTERM"]
+
+    def test_a_reader_of_stdout_that_leaves_ends_no_server(self, bundle: Path) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
+        with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+            os.close(write)
+            assert process.stderr is not None
+            address = next(entry["address"] for entry in map(json.loads, process.stderr) if "address" in entry)
+            assert ask(address, PASSAGE) == "the lazy dog"
+            process.terminate()
+            log = process.communicate(timeout=60)[1]
+        assert process.returncode == 0
+        assert [json.loads(line)["message"] for line in log.splitlines()][-1] == "stopped"
+
+    @pytest.mark.parametrize("module", ["cli.main", "cli.serve", "server.app", "server.single_process", "engine.open"])
+    def test_an_interrupt_while_it_is_loaded_is_no_traceback(self, bundle: Path, tmp_path: Path, module: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import sys\nclass Interrupt:\n    def find_spec(self, name, *_):\n"
+            f"        if name == 'distilqa.{module}': raise KeyboardInterrupt\n"
+            "sys.meta_path.insert(0, Interrupt())\n"
+        )
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        command = [*CLI, "serve", str(bundle), "--port", "0"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": path}
+        )
+        assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (130, "", False)

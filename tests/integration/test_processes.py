@@ -41,8 +41,12 @@ CHANGES = """
 import os, time
 from pathlib import Path
 from distilqa.engine.cpu import CpuEngine
+from distilqa.server import timeouts
 
 folder, run = Path(os.environ["CHANGES"]), CpuEngine.run
+
+if (folder / "impatient").exists():
+    timeouts.ALIVE_S = 0.1
 
 def changed(self, windows, *, alone=False):
     if (folder / "deadly").exists():
@@ -186,6 +190,24 @@ class TestAnswers:
 
 
 class TestReplacing:
+    @pytest.mark.parametrize("name", ["front-end 0", "model"])
+    def test_one_that_hangs_is_replaced(self, bundle: Path, tmp_path: Path, name: str) -> None:
+        """It has stopped, and so neither ends nor answers."""
+        (tmp_path / "impatient").touch()
+        with processes(bundle, tmp_path) as running:
+            pid = running.pid(name)
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            running.replaced(name, pid)
+            until(lambda: ask(running.address, PASSAGE, timeout_s=5) == "the lazy dog")
+            log = stop(running)
+        told = [entry for entry in log if entry.get("pid") == pid]
+        assert [entry["message"] for entry in told] == [
+            "a process says nothing any more, and is killed",
+            "a process ended, and another takes its place",
+        ]
+        assert {entry["process"] for entry in told} == {name}
+
     @pytest.mark.parametrize("name", ["front-end 0", "front-end 1"])
     def test_a_front_end_takes_its_own_callers_with_it(self, running: Running, name: str) -> None:
         """And no others; what it held is free again, and another takes its place."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from distilqa import (
     Reader,
     Unavailable,
 )
+from distilqa.text import spans
+from distilqa.text.windows import Windower
 from distilqa_export.samples import packaged_evaluation
 from distilqa_protos.v1 import question_answering_pb2 as pb
 from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
@@ -126,8 +129,8 @@ def test_health_and_reflection(target: str) -> None:
         ("why " * 129, [PASSAGE], {}, "question"),
         ("why " * 9999, [PASSAGE], {}, "question"),
         (QUESTION, [], {}, "passages"),
-        (QUESTION, [PASSAGE, ""], {}, "passages[1]"),
-        (QUESTION, [PASSAGE, "\0\r\n"], {}, "passages[1]"),
+        (QUESTION, [""], {}, "passages[0]"),
+        (QUESTION, ["", "\0\r\n"], {}, "passages"),
         (QUESTION, ["\ud800"], {}, "passages[0]"),
         (QUESTION, [PASSAGE] * 257, {}, "passages"),
         (QUESTION, ["a " * 100_000], {}, "passages"),
@@ -218,6 +221,97 @@ async def test_a_sentence_overtakes_a_book(bundle: Path) -> None:
         book.cancel()
 
 
+async def test_a_sentence_is_not_tokenised_after_books(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that tokenise have books; one is left for the sentence, and its window is the next to run."""
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address, timeout_s=300) as client:
+        engine.release.set()
+        tokenize, go_on = Windower.tokenize, threading.Event()
+
+        def slow(self: Windower, question: str, passages: Any, **options: Any) -> Any:
+            if len(passages) == 5:
+                assert go_on.wait(60)
+            return tokenize(self, question, passages, **options)
+
+        monkeypatch.setattr(Windower, "tokenize", slow)
+        books = [asyncio.create_task(client.answer(QUESTION, [f"{PASSAGE} " * 200] * 5)) for _ in range(4)]
+        while server._permits.requests < 4:
+            await asyncio.sleep(0.001)
+        assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+        assert not any(book.done() for book in books)
+        go_on.set()
+        await asyncio.gather(*books)
+
+
+async def test_what_would_not_fit_the_queue_is_not_tokenised(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        held_server(bundle, max_windows=10, max_queued_windows=10) as (server, engine),
+        AsyncClient(server.address) as client,
+    ):
+        running = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        waiting = asyncio.create_task(client.answer(QUESTION, [PASSAGE] * 4))
+        while server._scheduler._queue.windows < 4:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(Windower, "tokenize", lambda *_, **__: pytest.fail("it was tokenised"))
+        with pytest.raises(Overloaded, match="4 windows are waiting, and this request has about 8 ") as caught:
+            await client.answer(QUESTION, f"{PASSAGE} " * 200)
+        assert caught.value.retry_after_s is not None
+        engine.release.set()
+        await asyncio.gather(running, waiting)
+        assert server.calls.outcomes == {"OK": 2, "RESOURCE_EXHAUSTED max_queued_windows": 1}
+
+
+@pytest.mark.parametrize(("options", "on_the_loop"), [({}, True), ({"max_answer_tokens": 384}, False)])
+async def test_what_takes_long_to_decode_holds_nobody_up(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, int], on_the_loop: bool
+) -> None:
+    """A window of 384 tokens has ten times as many spans where answers may be as long."""
+    decode, threads = spans.decode, list[str]()
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(spans, "decode", noted)
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        engine.release.set()
+        assert await client.answer(QUESTION, f"{PASSAGE} " * 60, **options)  # type: ignore[arg-type]
+    assert [not name.startswith("text") for name in threads] == [on_the_loop]
+
+
+def test_a_blank_passage_is_passed_over(target: str) -> None:
+    """And the reply says which."""
+    with grpc.insecure_channel(target) as channel:
+        request = pb.AnswerRequest(
+            question=QUESTION, passages=[pb.Passage(text=text) for text in ("", PASSAGE, "\n\f ", PASSAGE)], top_k=2
+        )
+        reply = QuestionAnsweringStub(channel).Answer(request)
+    assert [(answer.passage, answer.text) for answer in reply.answers] == [(1, "the lazy dog"), (3, "the lazy dog")]
+    assert list(reply.blank_passages) == [0, 2]
+
+
+def test_answers_within_words(target: str) -> None:
+    with Client(target) as client:
+        (whole,) = client.answer(QUESTION, PASSAGE, max_answer_tokens=1)
+        pieces = client.answer("What?", "Unbelievably.", top_k=9, align_to_words=False)
+        words = client.answer("What?", "Unbelievably.", top_k=9)
+    assert whole.text in PASSAGE.rstrip(".").split()
+    assert {word.text for word in words} == {"Unbelievably", "Unbelievably.", "."}
+    assert len({piece.text for piece in pieces} - {word.text for word in words}) > 1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+async def test_logits_that_are_no_numbers_fail_their_own_request(bundle: Path, number: float) -> None:
+    async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+        engine.release.set()
+        engine.spoiled = number
+        with pytest.raises(InferenceFailed, match="logits that are no numbers"):
+            await client.answer(QUESTION, PASSAGE)
+        engine.spoiled = None
+        assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+        assert server.calls.outcomes == {"INTERNAL": 1, "OK": 1}
+
+
 async def test_as_many_windows_wait_as_may(bundle: Path) -> None:
     async with (
         held_server(bundle, max_windows=3, max_queued_windows=3) as (server, engine),
@@ -265,7 +359,7 @@ def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
         assert ("x-request-id", "mine-1") in call.trailing_metadata()
         with pytest.raises(grpc.RpcError):
             stub.Answer(pb.AnswerRequest(question=texts[0], top_k=1000, passages=[pb.Passage(text=texts[1])]))
-        list(stub.AnswerStream(iter([pb.AnswerStreamRequest(id="Xenophon", request=request)])))
+        list(stub.AnswerStream(iter([pb.AnswerStreamRequest(id="item 7", request=request)])))
         process.terminate()
         log = process.communicate(timeout=60)[1]
     assert "Xenophon" not in log
@@ -282,12 +376,13 @@ def test_the_log_has_ids_and_no_texts(bundle: Path) -> None:
     steps = sum(calls[0][f"{step}_seconds"] for step in ("tokenize", "queue", "inference", "decode"))
     assert 0 < steps < calls[0]["seconds"]
     assert len({entry["request_id"] for entry in calls}) == 3
+    assert [entry.get("id") for entry in calls] == [None, None, "item 7", None]
 
 
 def test_replies_are_bounded(target: str) -> None:
-    """An id that comes back with each answer, and a word that is in each of them."""
+    """An id that comes back with each answer, and long words in nearly all of them."""
     with Client(target) as client, pytest.raises(InvalidRequest) as caught:
-        client.answer(QUESTION, "a" * 100_000 + " b c d e f", top_k=100)
+        client.answer(QUESTION, " ".join("\U0001f98a" * 4000 + " a" for _ in range(16)), top_k=100)
     assert caught.value.field == "top_k"
     with grpc.insecure_channel(target) as channel:
         passages = [pb.Passage(text=PASSAGE, id="x" * 257)]
@@ -329,14 +424,24 @@ def peak_of(process: int) -> int:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) << 10  # type: ignore[index]
 
 
-def test_a_long_passage_comes_back(bundle: Path) -> None:
-    """As an answer, where it is one word: longer than gRPC's own limit on what a client receives."""
-    passage = "x" * 5_000_000
+def test_no_reply_is_larger_than_a_client_takes(bundle: Path) -> None:
+    """gRPC's clients take 4 MiB. The most that can be had is a hundred of the longest answers."""
+    word = "\U0001f98a" * 4000
     with (
         serving([*CLI, "serve", str(bundle), "--max-request-bytes", str(8 << 20)]) as (_, address),
         Client(address) as client,
     ):
-        assert client.answer("What?", passage)[0].text == passage
+        answers = client.answer("What?", f"{word} " * 100, top_k=100)
+        most = client.model().max_response_bytes
+    size = sum(len(answer.text.encode()) for answer in answers)
+    assert size == 100 * 16_000 < most < 4 << 20
+
+
+def test_a_word_that_nobody_reads_is_no_answer(target: str) -> None:
+    with Client(target) as client:
+        with pytest.raises(InvalidRequest, match=r"passages\[0\]: has no words"):
+            client.answer("What?", "x" * 120_000)
+        assert client.answer("What?", "x" * 120_000 + " fox")[0].text == "fox"
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("inf"), float("nan"), None])

@@ -80,6 +80,16 @@ def test_a_bad_request_ends_itself_alone(target: str) -> None:
         assert replies[id].response.answers[0].text == "the lazy dog"
 
 
+def test_a_request_that_is_too_large_is_not_looked_into(target: str) -> None:
+    """It has a status of its own, and its id as far as that stands at its beginning."""
+    large = pb.AnswerStreamRequest(id="large", request=pb.AnswerRequest(question=QUESTION))
+    large.request.passages.add(text="\u00e9" * 150_000)
+    raw = large.SerializeToString().replace("\u00e9".encode(), b"\xff\xff")
+    replies = exchange(target, [raw, item("small")])
+    assert replies["large"].status.message.startswith("request: has 300")
+    assert replies["small"].response.answers
+
+
 def test_a_stream_of_nothing(target: str) -> None:
     assert exchange(target, []) == {}
 
@@ -115,13 +125,13 @@ async def test_beyond_its_room_a_stream_is_not_read(bundle: Path) -> None:
 
 async def test_who_does_not_read_keeps_nobody_waiting(bundle: Path) -> None:
     """Replies that nobody takes fill the stream's room, and hold no permit."""
-    passage = "word" * 10_000
+    passage, top_k = f"{'word' * 1000} " * 16, 16
     async with held_stream(bundle, stream_requests=4, max_requests=4) as (server, engine, stream):
         engine.release.set()
 
         async def write() -> None:
             for number in range(200):
-                await stream.write(item(str(number), passage=passage))
+                await stream.write(item(str(number), passage=passage, top_k=top_k))
             await stream.done_writing()
 
         writing = asyncio.create_task(write())
@@ -135,7 +145,7 @@ async def test_who_does_not_read_keeps_nobody_waiting(bundle: Path) -> None:
         replies = [reply async for reply in stream]
         await writing
         assert sorted(int(reply.id) for reply in replies) == list(range(200))
-        assert all(reply.response.answers[0].text == passage for reply in replies)
+        assert all(len(reply.response.answers) == top_k for reply in replies)
 
 
 async def test_a_model_that_fails_fails_one_request(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,18 +248,18 @@ async def test_a_stop_finishes_what_was_read_and_then_ends_the_stream(bundle: Pa
 
 
 async def test_a_stop_waits_for_who_reads_slowly(bundle: Path) -> None:
-    passage = "word" * 10_000
+    passage, top_k = f"{'word' * 1000} " * 16, 16
     async with held_stream(bundle, stream_requests=300, max_requests=300) as (server, engine, stream):
         engine.release.set()
         for number in range(300):
-            await stream.write(item(str(number), passage=passage))
+            await stream.write(item(str(number), passage=passage, top_k=top_k))
         while server.calls.outcomes["OK"] < 300:  # more than fits into the sockets
             await asyncio.sleep(0.001)
         stopping = asyncio.create_task(server.stop(60))
         await asyncio.sleep(0.2)  # in which nothing would keep it
         assert not stopping.done()
         replies = [await stream.read() for _ in range(300)]
-        assert all(reply.response.answers[0].text == passage for reply in replies)
+        assert all(len(reply.response.answers) == top_k for reply in replies)
         assert await stream.code() is grpc.StatusCode.UNAVAILABLE
         await stopping
 

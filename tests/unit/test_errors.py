@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -36,6 +37,17 @@ def test_exported(error: type[DistilqaError]) -> None:
     assert error.__name__ in distilqa.__all__
 
 
+@pytest.mark.parametrize("error", CLASSES)
+def test_survives_another_process(error: type[DistilqaError]) -> None:
+    """As a pool of processes sends it: with all that it knows, and its notes."""
+    made = error("passages[3]", "is empty") if error is InvalidRequest else error("a message")
+    made.add_note("for the log")
+    if isinstance(made, Overloaded):
+        made.retry_after_s, made.limit = 0.5, "max_requests"
+    found = pickle.loads(pickle.dumps(made))
+    assert (type(found), str(found), vars(found)) == (error, str(made), vars(made))
+
+
 def test_version_is_the_package_s() -> None:
     assert distilqa.__version__ == version("distilqa")
 
@@ -51,7 +63,7 @@ def test_what_needs_grpc_says_so(name: str) -> None:
     code = f"import sys; sys.modules['grpc'] = None; import distilqa; distilqa.{name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "MissingDependency: the client's packages are not installed: pip install 'distilqa[client]'" in done.stderr
+    assert "MissingDependency: the client's packages are not installed: pip install '.[client]'" in done.stderr
 
 
 def test_invalid_request() -> None:

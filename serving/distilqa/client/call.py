@@ -16,8 +16,10 @@ from distilqa.errors import DeadlineExceeded, DistilqaError, Unavailable
 
 # How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
 _NOT_CONNECTED = "failed to connect to all addresses"
-_PLAIN_HINT = "; this client does not use TLS: does the server?"
-_TLS_HINT = "; this client uses TLS: does the server, with a certificate that is trusted here?"
+_REFUSED = "Connection refused"
+_NOBODY_HINT = "; is the server there? If it has another address too"
+_PLAIN_HINT = "this client does not use TLS: does the server?"
+_TLS_HINT = "this client uses TLS: does the server, with a certificate that is trusted here?"
 
 # What gRPC says of a deadline where the server says nothing.
 _DEADLINE_EXCEEDED = "Deadline Exceeded"
@@ -38,8 +40,12 @@ class OutgoingCall:
     @property
     def options(self) -> dict[str, Any]:
         """For a method of the stub: what is left of the time, and the metadata."""
-        left_s = self.began + self.timeout_s - time.monotonic()
-        return {"timeout": max(left_s, 0.0), "metadata": self.metadata}
+        return {"timeout": self.left_s, "metadata": self.metadata}
+
+    @property
+    def left_s(self) -> float:
+        """How much of the time is left, in seconds."""
+        return max(self.began + self.timeout_s - time.monotonic(), 0.0)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -68,5 +74,6 @@ class OutgoingCall:
         if isinstance(error, Unavailable) and self.is_closed():
             return Unavailable("the client was closed during the call")
         if isinstance(error, Unavailable) and said.startswith(_NOT_CONNECTED):
-            return Unavailable(f"{said}{_TLS_HINT if self.tls else _PLAIN_HINT}")
+            tls = _TLS_HINT if self.tls else _PLAIN_HINT
+            return Unavailable(f"{said}{_NOBODY_HINT if _REFUSED in said else ''}; {tls}")
         return error

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from distilqa.errors import InvalidRequest, MissingDependency, Unavailable
 from distilqa.text.answer import Answer
 from distilqa.text.request import check_integer, check_text
+from distilqa.wording import installing
 
 try:
     import grpc
@@ -28,9 +29,7 @@ try:
     from distilqa_protos.v1 import question_answering_pb2 as pb
     from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
 except ImportError as error:
-    raise MissingDependency(
-        f"the client's packages are not installed: pip install 'distilqa[client]' ({error})"
-    ) from error
+    raise MissingDependency(f"the client's packages are not installed: {installing('client')} ({error})") from error
 
 __all__ = ["DEFAULT_TIMEOUT_S", "AsyncClient", "Client", "Model", "Outcome", "Request"]
 
@@ -59,13 +58,12 @@ _RETRIES = {
 _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.service_config", json.dumps(_RETRIES)),
     ("grpc.enable_retries", 1),
-    ("grpc.max_receive_message_length", -1),  # an answer may be as long as the passage that the server took
     ("grpc.use_local_subchannel_pool", 1),  # channels to one target would share a connection
-    # A server, or a way to it, that is gone without a word is found out while calls wait for it.
+    # A server, or a way to it, that is gone without a word is found out while calls wait for it. By default it is not
+    # asked a third time, until data is sent again. (keepalive_timeout_ms does nothing.)
     ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.http2.max_pings_without_data", 0),  # no limit; by default two, until data is sent again
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 _Channel = TypeVar("_Channel", grpc.Channel, grpc.aio.Channel)
@@ -148,6 +146,7 @@ class Client(_Base[grpc.Channel]):
         max_answer_tokens: int = 15,
         doc_stride: int | None = None,
         allow_no_answer: bool = False,
+        align_to_words: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Answer]:
@@ -156,7 +155,8 @@ class Client(_Base[grpc.Channel]):
         ``request_id``, 1 to 128 printable ASCII characters without spaces, is what the server's log calls the request.
         Raises the errors of `distilqa.errors`: InvalidRequest, Overloaded, DeadlineExceeded, Unavailable and so on.
         """
-        request = Request("", question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
+        options = top_k, max_answer_tokens, doc_stride, allow_no_answer, align_to_words
+        request = Request("", question, passages, *options)
         asked = to_message(request, **self._names)
         call = self._begin(timeout_s, request_id)
         with call.errors():
@@ -177,9 +177,9 @@ class Client(_Base[grpc.Channel]):
         ``timeout_s`` is for the whole stream. What is wrong with one request is the ``error`` of its outcome alone.
 
         If the stream breaks, every request that was read and not answered has an outcome with the error of the stream,
-        also one that ``requests`` is only about to give, which is waited for. Unless that was the end of ``requests``,
-        the error is raised then. What ``requests`` raises is raised here, after the outcomes of what came before. Who
-        leaves early ends the stream, and what was in flight is dropped.
+        also one that ``requests`` is only about to give, which is waited for until the deadline. Unless that was the
+        end of ``requests``, the error is raised then. What ``requests`` raises is raised here, after the outcomes of
+        what came before. Who leaves early ends the stream, and what was in flight is dropped.
         """
         call, exchange = self._begin_stream(in_flight, timeout_s, request_id)
         if not isinstance(requests, Iterable):
@@ -222,11 +222,13 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         max_answer_tokens: int = 15,
         doc_stride: int | None = None,
         allow_no_answer: bool = False,
+        align_to_words: bool = True,
         timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Answer]:
         """As `Client.answer`."""
-        request = Request("", question, passages, top_k, max_answer_tokens, doc_stride, allow_no_answer)
+        options = top_k, max_answer_tokens, doc_stride, allow_no_answer, align_to_words
+        request = Request("", question, passages, *options)
         asked = to_message(request, **self._names)
         call = self._begin(timeout_s, request_id)
         with call.errors():

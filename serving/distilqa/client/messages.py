@@ -54,6 +54,7 @@ class Request:
     max_answer_tokens: int = 15
     doc_stride: int | None = None
     allow_no_answer: bool = False
+    align_to_words: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def to_message(request: Request, model: str = "", version: str = "") -> pb.Answe
     for number, text in enumerate(texts):
         check_text(f"passages[{number}]", text)
     check_options(request.top_k, request.max_answer_tokens, request.doc_stride)
-    return pb.AnswerRequest(
+    message = pb.AnswerRequest(
         model=model,
         version=version,
         question=request.question,
@@ -110,6 +111,9 @@ def to_message(request: Request, model: str = "", version: str = "") -> pb.Answe
         doc_stride=request.doc_stride,
         allow_no_answer=bool(request.allow_no_answer),  # as the reader takes it
     )
+    if not request.align_to_words:
+        message.align_to_words = False
+    return message
 
 
 _Response = TypeVar("_Response", pb.AnswerResponse, pb.AnswerStreamResponse, pb.GetModelResponse)

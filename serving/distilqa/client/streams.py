@@ -120,8 +120,8 @@ class Stream:
                 yield event
             self._stop()
             yield from _rest(self._events, exchange, event)
-            with self._taking:  # what the caller's iterator is about to give
-                pass
+            if self._taking.acquire(timeout=call.left_s):  # what the caller's iterator is about to give
+                self._taking.release()
             yield from _rest(self._events, exchange, event)
             exchange.finish(event)
         finally:

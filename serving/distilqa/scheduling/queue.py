@@ -33,6 +33,10 @@ class WindowResult:
 class Runner(Protocol):
     """What runs windows: the `distilqa.scheduling.scheduler.Scheduler`, or what asks one in another process."""
 
+    @property
+    def queued_windows(self) -> int:
+        """How many windows wait, as far as is known here. May be asked from any thread, as `wait_s` may."""
+
     def wait_s(self) -> float:
         """How long what is queued will take, in seconds."""
 

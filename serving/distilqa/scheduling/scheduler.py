@@ -48,6 +48,11 @@ class Scheduler:
         for lane in self._lanes:
             lane.start()
 
+    @property
+    def queued_windows(self) -> int:
+        """How many windows wait."""
+        return self._queue.windows
+
     def wait_s(self, windows: int | None = None) -> float:
         """How long a request of so many windows would wait now, by the latest runs; without, until all is run."""
         with self._changed:

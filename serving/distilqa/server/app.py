@@ -64,14 +64,17 @@ def make_server(settings: ServerSettings) -> Server:
 
 
 async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends the drain at once.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain; a second signal ends the drain at once.
+
+    SIGHUP, which a terminal sends as it closes, is ignored where it was (nohup).
 
     Raises what `make_server` and the server's `start` do, and BrokenError if the server could not go on.
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, signals.put_nowait, number)
     server = make_server(settings)
     first = asyncio.create_task(signals.get())
     starting = asyncio.create_task(server.start())

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from distilqa.bundle import Bundle
+from distilqa.bundle import GPU_VARIANTS, VARIANTS, Bundle
 from distilqa.engine import huge_pages
 from distilqa.engine.base import Engine
 from distilqa.engine.cores import usable_cores
@@ -34,6 +34,10 @@ async def open_back_end(
 
     Raises BundleError and MissingDependency.
     """
+    bundle.variant(settings.variant, (*VARIANTS, *GPU_VARIANTS))  # raises before anything is said
+    logger.info(
+        "opening the model", extra={"fields": {"bundle": str(bundle.path), "variant": settings.variant or "any"}}
+    )
     engine = await in_thread(
         partial(
             open_engine,

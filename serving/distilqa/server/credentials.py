@@ -36,6 +36,11 @@ class Caller:
     digest: bytes
     models: frozenset[str] | None
 
+    def require(self, model: str) -> None:
+        """Raises PermissionDenied if the caller may not use the model."""
+        if self.models is not None and model not in self.models:
+            raise PermissionDenied(f"caller {self.name!r} may not use the model {model!r}")
+
 
 class Callers:
     """All who may call. Raises ValueError if there are none, or two with one token."""
@@ -66,11 +71,8 @@ class Callers:
         """Whether there is a caller who may use a model."""
         return any(caller.models is None or model in caller.models for caller in self._callers)
 
-    def check(self, authorization: str | None, model: str) -> str:
-        """The name of the caller, by the ``Bearer TOKEN`` (RFC 6750) that came with a call to use a model.
-
-        Raises Unauthenticated, or PermissionDenied if the caller may not use the model.
-        """
+    def identify(self, authorization: str | None) -> Caller:
+        """The caller, by the ``Bearer TOKEN`` (RFC 6750) that came with a call. Raises Unauthenticated."""
         if authorization is None:
             raise Unauthenticated("credentials are missing: this server wants 'authorization: Bearer TOKEN'")
         scheme, _, token = authorization.partition(" ")
@@ -82,9 +84,7 @@ class Callers:
         if not found:
             raise Unauthenticated("the token is not one that is known here")
         (caller,) = found
-        if caller.models is not None and model not in caller.models:
-            raise PermissionDenied(f"caller {caller.name!r} may not use the model {model!r}")
-        return caller.name
+        return caller
 
 
 def load_callers(settings: ServerSettings) -> Callers | None:

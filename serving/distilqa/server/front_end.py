@@ -7,43 +7,34 @@ import gc
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 
 from distilqa.errors import BindError, Unavailable
-from distilqa.server import health
+from distilqa.server import timeouts
 from distilqa.server.access import Access
 from distilqa.server.address import bracketed
 from distilqa.server.admission import Counts, Permits
+from distilqa.server.connections import Connections
 from distilqa.server.health import Health
 from distilqa.server.interceptor import CallersOnly, NoMetadata
 from distilqa.server.log_messages import describe
+from distilqa.server.reflection import enable_reflection
 from distilqa.server.service import Limits, QuestionAnswering, Served, handlers
 from distilqa.server.settings import ServerSettings
 from distilqa.server.statuses import Calls
 from distilqa.server.tasks import first_of, in_thread
 from distilqa.server.timeouts import CLOSE_S, SEND_S
-from distilqa_protos.v1 import SERVICE
+from distilqa.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-_OPTIONS = (
-    # gRPC unpacks a message before it looks at its size: a megabyte of it could take all memory. A bit an algorithm,
-    # of which the first is none.
-    ("grpc.compression_enabled_algorithms_bitset", 1),
-    # Clients may look every ten seconds whether the server is still there; by default that gets them cut off.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    # And callers whose machine or network is gone are found out, so that their work is dropped.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
-
-# What gRPC itself lets in, so that the limit on requests is ours to explain.
-_LARGEST_MESSAGE_FACTOR = 4
+# How many calls may wait for their message, beside those in flight; and how much of it gRPC itself lets in, so that the
+# limit on requests is ours to explain.
+_WAITING_FACTOR = 4
+_LARGEST_MESSAGE_FACTOR = 2
 
 _NO_METADATA = NoMetadata()
 
@@ -59,11 +50,11 @@ class FrontEnd(ABC):
         self, settings: ServerSettings, access: Access, *, threads: int = 1, counts: Counts | None = None
     ) -> None:
         self._settings, self._access, self._counts = settings, access, counts
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="text")
-        self._health = Health()
+        self._workers = Workers(threads)
+        self._health = Health(settings.message_s)
         self._service: QuestionAnswering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.calls = Calls()
+        self.calls = Calls(message_s=settings.message_s, most_waiting=_WAITING_FACTOR * settings.max_requests)
         self._is_stopping = False
         self._forced = asyncio.Event()
         self.broken = asyncio.Event()
@@ -75,20 +66,15 @@ class FrontEnd(ABC):
         ``address`` is where, and ``description`` what is served. Raises BindError, and what `_open` does.
         """
         logging.getLogger("grpc._cython.cygrpc").addFilter(_NO_METADATA)
-        largest = min(_LARGEST_MESSAGE_FACTOR * self._settings.max_request_bytes, 2**31 - 1)
-        shared = self._counts is not None  # or a second server on the port must fail, not share its calls
-        callers = self._access.callers
+        callers, connections = self._access.callers, Connections(self._settings)
         self._server = grpc.aio.server(
             interceptors=() if callers is None else (CallersOnly(callers, self._model, self.calls),),
-            options=(
-                *_OPTIONS, ("grpc.max_receive_message_length", largest), ("grpc.so_reuseport", int(shared)),
-            ),
-        )  # fmt: skip
-        self._server.add_generic_rpc_handlers((handlers(self.calls, self._ready),))
-        self._health.add_to(self._server)
-        reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
+            options=_options(self._settings, connections.limit, shared=self._counts is not None),
+        )
+        self._server.add_generic_rpc_handlers((handlers(self.calls, self._ready), self._health.handlers()))
+        enable_reflection(self._server)
         self.address = self._bind()
-        await self._tell_health()
+        self._tell_health()
         await self._server.start()
         try:
             self._serve(await self._open())
@@ -97,7 +83,8 @@ class FrontEnd(ABC):
             raise
         gc.collect()
         gc.freeze()  # what is there now stays, and need not be looked through again and again
-        await self._tell_health()
+        self._tell_health()
+        self._keep(connections.watch())
 
     @abstractmethod
     async def _open(self) -> Served:
@@ -120,10 +107,12 @@ class FrontEnd(ABC):
                 settings.max_windows,
                 settings.max_passages,
                 settings.max_request_bytes,
+                settings.max_queued_windows,
                 # Or a stream that is alone here would have its own requests refused.
                 min(settings.stream_requests, settings.max_requests),
+                settings.stream_idle_s,
             ),
-            pool=self._pool,
+            workers=self._workers,
         )
         self.description = describe(served.manifest, served.variant, served.device)
 
@@ -157,7 +146,7 @@ class FrontEnd(ABC):
         The refusing is done here and not left to gRPC, whose server ends calls that arrive as it stops with CANCELLED.
         """
         self._is_stopping = True
-        await self._tell_health()
+        self._tell_health()
         if self._service is not None:
             drained = asyncio.create_task(self._permits.drain())
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
@@ -178,7 +167,7 @@ class FrontEnd(ABC):
             drained.cancel()
         else:
             await self._server.stop(SEND_S)
-        self._pool.shutdown(wait=False)
+        self._workers.close()
         for task in list(self._tasks):
             task.cancel()
             await asyncio.wait((task,))
@@ -187,9 +176,9 @@ class FrontEnd(ABC):
         """Let a `stop` wait no longer: calls in flight end as UNAVAILABLE."""
         self._forced.set()
 
-    async def _break(self) -> None:
+    def _break(self) -> None:
         self.broken.set()
-        await self._tell_health()
+        self._tell_health()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -200,5 +189,34 @@ class FrontEnd(ABC):
     def _can_answer(self) -> bool:
         return self._service is not None and not self._is_stopping and not self.broken.is_set()
 
-    async def _tell_health(self) -> None:
-        await self._health.tell(self._can_answer)
+    def _tell_health(self) -> None:
+        self._health.tell(self._can_answer)
+
+
+def _options(settings: ServerSettings, connections: int, *, shared: bool) -> list[tuple[str, int]]:
+    """gRPC's. It ignores those that it does not know, so the tests look at what each of them does."""
+    options = {
+        # It unpacks a message before it looks at its size: a megabyte of it could take all memory. A bit an algorithm,
+        # of which the first is none.
+        "grpc.compression_enabled_algorithms_bitset": 1,
+        "grpc.max_receive_message_length": min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
+        # Or a second server on the port would share its calls rather than fail.
+        "grpc.so_reuseport": int(shared),
+        # Clients that ask more often than this are cut off; by default, and where no call is under way, every client
+        # that asks at all.
+        "grpc.http2.min_ping_interval_without_data_ms": 1000 * timeouts.LEAST_PING_S,
+        "grpc.keepalive_permit_without_calls": 1,
+        # Callers whose machine or network is gone are found out, so that their work is dropped, however long they wait.
+        # By default nobody is asked a third time, until data is sent again. (keepalive_timeout_ms does nothing.)
+        "grpc.keepalive_time_ms": 1000 * timeouts.KEEPALIVE_S,
+        "grpc.http2.ping_timeout_ms": 1000 * timeouts.KEEPALIVE_ANSWER_S,
+        "grpc.http2.max_pings_without_data": 0,
+        "grpc.server_handshake_timeout_ms": 1000 * timeouts.HANDSHAKE_S,
+        "grpc.max_allowed_incoming_connections": connections,
+        "grpc.max_concurrent_streams": settings.max_connection_calls,
+        "grpc.max_connection_idle_ms": round(1000 * settings.connection_idle_s),
+    }
+    if settings.connection_age_s is not None:
+        options["grpc.max_connection_age_ms"] = round(1000 * settings.connection_age_s)
+        options["grpc.max_connection_age_grace_ms"] = round(1000 * settings.drain_s)
+    return list(options.items())

@@ -2,26 +2,91 @@
 
 from __future__ import annotations
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import asyncio
+from collections.abc import Awaitable, Callable
 
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
+
+from distilqa.errors import DistilqaError, InvalidRequest, Overloaded
+from distilqa.server.statuses import Context, Handler, receive, send, to_status
 from distilqa_protos.v1 import SERVICE
 
 NAME = health.SERVICE_NAME
+_NAMES = ("", SERVICE)
 
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+# Anybody may ask, and watch for as long as he likes.
+_MOST_CHECKS = 256
+_MOST_WATCHERS = 256
+
+_Reply = health_pb2.HealthCheckResponse
 
 
 class Health:
-    """Whether the service can answer, and with it the server as a whole."""
+    """Whether the service can answer, and with it the server as a whole.
 
-    def __init__(self) -> None:
-        self._servicer = health.aio.HealthServicer()
+    Each watcher is written to by itself, so that one who does not read keeps neither the others nor the server waiting.
+    A call may take ``message_s`` seconds to say what it asks.
+    """
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    def __init__(self, message_s: float) -> None:
+        self._message_s = message_s
+        self._status: int = _Reply.NOT_SERVING
+        self._changed = asyncio.Event()  # another one after each change
 
-    async def tell(self, can_answer: bool) -> None:
-        for name in ("", SERVICE):
-            await self._servicer.set(name, _SERVING if can_answer else _NOT_SERVING)
+    def tell(self, can_answer: bool) -> None:
+        self._status = _Reply.SERVING if can_answer else _Reply.NOT_SERVING
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        return grpc.method_handlers_generic_handler(
+            NAME,
+            {"Check": self._handler(self._check, _MOST_CHECKS), "Watch": self._handler(self._watch, _MOST_WATCHERS)},
+        )
+
+    def _handler(self, method: Callable[[str, Context], Awaitable[None]], most: int) -> Handler:
+        """For so many calls of a method at a time. For gRPC it is one of a stream, which begins without its message."""
+        calls = 0
+
+        async def handle(_requests: object, context: Context) -> None:
+            nonlocal calls
+            calls += 1
+            try:
+                if calls > most:
+                    raise Overloaded(f"{most} such calls are under way")
+                await method(await self._asked(context), context)
+            except DistilqaError as error:
+                await context.abort(grpc.StatusCode[error.status], to_status(error).message)
+            finally:
+                calls -= 1
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _asked(self, context: Context) -> str:
+        """Of which service."""
+        try:
+            return health_pb2.HealthCheckRequest.FromString(await receive(context, self._message_s)).service
+        except DecodeError as error:
+            raise InvalidRequest("request", "is not a HealthCheckRequest") from error
+
+    async def _check(self, service: str, context: Context) -> None:
+        if service not in _NAMES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service is served here")
+        await send(context, _reply(self._status), self._message_s)
+
+    async def _watch(self, service: str, context: Context) -> None:
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status if service in _NAMES else _Reply.SERVICE_UNKNOWN
+            if status != told:
+                await context.write(_reply(status))
+                told = status
+            await changed.wait()
+
+
+def _reply(status: int) -> bytes:
+    return _Reply(status=status).SerializeToString()

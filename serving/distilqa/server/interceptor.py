@@ -10,9 +10,13 @@ import grpc
 from distilqa.rpc import AUTHORIZATION
 from distilqa.server.credentials import Callers
 from distilqa.server.statuses import CALLER, Calls, Handler
+from distilqa_protos.v1 import SERVICE
 
 # Open to all: the probes that ask for health cannot send credentials.
 _HEALTH = "/grpc.health.v1.Health/"
+
+# Before the names of our methods, by which the log calls them.
+_OWN = f"/{SERVICE}/"
 
 
 class CallersOnly(grpc.aio.ServerInterceptor):
@@ -27,11 +31,14 @@ class CallersOnly(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """The handler of the call, or one that refuses it."""
-        if not handler_call_details.method.startswith(_HEALTH):
+        method = handler_call_details.method
+        if not method.startswith(_HEALTH):
             try:
-                CALLER.set(self._callers.check(_authorization(handler_call_details), self._model()))
+                caller = self._callers.identify(_authorization(handler_call_details))
+                CALLER.set(caller.name)
+                caller.require(self._model())
             except Exception as error:  # gRPC would send the words of any that left here
-                return self._calls.refuse(handler_call_details.method, error)
+                return self._calls.refuse(method.removeprefix(_OWN), error)
         return await continuation(handler_call_details)
 
 

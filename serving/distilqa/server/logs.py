@@ -4,7 +4,8 @@
     {"time": "2026-11-25T09:30:00.123Z", "level": "info", "message": "Answer", "request_id": "7c1e", ...}
 
 Fields come as ``extra={"fields": {...}}``. A thread of its own writes, so that a terminal or a pipe that takes nothing
-holds no answer up: of what does not fit the queue meanwhile only the number is kept, and told later.
+holds no answer up: of what does not fit the queue meanwhile only the number is kept, and told later. What callers chose
+is in an entry as one line of printable characters, and cut where it is long: no entry can be forged, nor fill the log.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Literal
 
-_QUEUE_ENTRIES = 10_000
+from distilqa.wording import printable
+
+# What waits to be written, and one value or message of an entry.
+_QUEUE_CHARACTERS = 4 << 20
+_LONGEST = 500
 
 # How long the end waits for the last entries to be written.
 _LAST_S = 1.0
@@ -49,34 +54,38 @@ class Writer(logging.Handler):
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._lines: queue.Queue[str | None] = queue.Queue(_QUEUE_ENTRIES)
-        self._dropped = 0
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._room, self._dropped = _QUEUE_CHARACTERS, 0
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
-        if self._dropped and not self._lines.full():
+        """Called with the handler's lock held."""
+        line = self.format(record) + "\n"
+        if len(line) > self._room:
+            self._dropped += 1
+            return
+        if self._dropped:
             dropped, self._dropped = self._dropped, 0
             entry = {"msg": "the log was not read and has gaps", "levelname": "WARNING", "fields": {"dropped": dropped}}
-            self.emit(logging.makeLogRecord(entry))
-        try:
-            self._lines.put_nowait(line + "\n")
-        except queue.Full:
-            self._dropped += 1
+            self._put(self.format(logging.makeLogRecord(entry)) + "\n")
+        self._put(line)
+
+    def _put(self, line: str) -> None:
+        self._room -= len(line)
+        self._lines.put(line)
 
     def close(self) -> None:
         """Wait a moment for what is left to be written."""
-        try:
-            self._lines.put_nowait(None)
-        except queue.Full:
-            pass  # nobody reads
-        else:
-            self._thread.join(_LAST_S)
+        self._lines.put(None)
+        self._thread.join(_LAST_S)
         super().close()
 
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
+            self.acquire()
+            self._room += len(line)
+            self.release()
             content = line.encode(errors="backslashreplace")
             try:
                 while content:
@@ -92,8 +101,11 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
-        line = f"{_time(record)} {record.levelname} {record.getMessage()}{fields}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        line = f"{_time(record)} {record.levelname} {printable(_cut(record.getMessage()))}{fields}"
+        if not record.exc_info:
+            return line
+        lines = self.formatException(record.exc_info).splitlines()
+        return "\n".join([line, *(f"    {printable(_cut(one))}" for one in lines)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -103,9 +115,9 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
         }
-        entry |= _fields(record)
+        entry |= {name: _cut(value) if isinstance(value, str) else value for name, value in _fields(record).items()}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
@@ -125,5 +137,11 @@ def _time(record: logging.LogRecord) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
-    text = str(value)
-    return text if text and " " not in text and text.isprintable() else json.dumps(text)
+    if isinstance(value, float):
+        return f"{value:.6f}".rstrip("0").rstrip(".")
+    text = _cut(str(value))
+    return text if text and text.isprintable() and not set(text) & {" ", '"', "="} else json.dumps(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"

@@ -1,15 +1,14 @@
 """The native gRPC service, `distilqa.v1.QuestionAnswering`.
 
 A permit is taken before anything is done with the bytes of a request; those of a stream are parsed before, for their
-id. What may take long is done by a pool of threads, off the event loop.
+id. Sizes come first. What may take long is done by threads, off the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,22 @@ from typing import Any, TypeVar
 import grpc
 
 from distilqa.bundle import Manifest
-from distilqa.errors import InvalidRequest, ModelNotFound, Unavailable
+from distilqa.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Unavailable
 from distilqa.scheduling.queue import Runner, WindowResult
+from distilqa.scheduling.refusal import refusal
 from distilqa.server.admission import Permits
-from distilqa.server.statuses import Calls, IncomingCall, to_status
+from distilqa.server.statuses import Calls, IncomingCall, in_time, to_status
 from distilqa.server.wire import answer_message, largest_response, parse, stream_id
+from distilqa.server.workers import Workers
 from distilqa.text import spans
 from distilqa.text.request import MAX_TOP_K, check_options
-from distilqa.text.windows import MAX_QUESTION_CHARACTERS, Tokenized, Windower
+from distilqa.text.windows import (
+    DEFAULT_DOC_STRIDE,
+    MAX_ANSWER_CHARACTERS,
+    MAX_QUESTION_CHARACTERS,
+    Tokenized,
+    Windower,
+)
 from distilqa_protos.v1 import SERVICE
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
@@ -34,9 +41,18 @@ _DEFAULT_MAX_ANSWER_TOKENS = 15
 
 _MAX_ID_CHARACTERS = 256
 
-# What is decoded at once; and what is tokenised at once, where no other request waits for that.
-_FEW_WINDOWS = 4
+# What is parsed at once, and tokenised too where no other request waits for that; and spans that are looked at at once.
 _SMALL_BYTES = 8192
+_FEW_SPANS = 25_000
+
+# How many spans are looked at while a byte of text is tokenised.
+_SPANS_A_BYTE = 100
+
+# How much text a token stands for, at least as a rule.
+_BYTES_A_TOKEN = 4
+
+# What an `AnswerStreamRequest` has beside its request and its id.
+_FRAMING_BYTES = 32
 
 _Result = TypeVar("_Result")
 
@@ -48,7 +64,9 @@ class Limits:
     windows: int
     passages: int
     request_bytes: int
+    queued_windows: int
     stream_requests: int
+    stream_idle_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +97,12 @@ def handlers(calls: Calls, service: Callable[[], QuestionAnswering]) -> grpc.Gen
 
 
 class QuestionAnswering:
-    """Answers requests for one model. ``pool`` runs what of parsing, tokenising and decoding may take long."""
+    """Answers requests for one model. ``workers`` do what of parsing, tokenising and decoding may take long."""
 
-    def __init__(self, served: Served, *, calls: Calls, permits: Permits, limits: Limits, pool: Executor) -> None:
+    def __init__(self, served: Served, *, calls: Calls, permits: Permits, limits: Limits, workers: Workers) -> None:
         self._manifest, self._variant = served.manifest, served.variant
         self._windower, self._runner = served.windower, served.runner
-        self._calls, self._permits, self._limits, self._pool = calls, permits, limits, pool
+        self._calls, self._permits, self._limits, self._workers = calls, permits, limits, workers
 
     @property
     def model(self) -> str:
@@ -100,12 +118,15 @@ class QuestionAnswering:
         """``AnswerStream``: works on a bounded number of requests, and reads the next when one has been replied to."""
         room = asyncio.Semaphore(self._limits.stream_requests)
         writing = asyncio.Lock()  # gRPC sends one message of a stream at a time
+        working: set[asyncio.Task[None]] = set()
         draining = asyncio.create_task(self._permits.draining.wait())
         try:
             with self._permits.hold_stream():
                 async with asyncio.TaskGroup() as replies:
-                    while (raw := await _read(call, room, draining)) is not None:
-                        replies.create_task(self._reply(raw, call, room, writing))
+                    while (raw := await _read(call, room, draining, working, self._limits.stream_idle_s)) is not None:
+                        task = replies.create_task(self._reply(raw, call, room, writing))
+                        working.add(task)
+                        task.add_done_callback(working.discard)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -116,7 +137,7 @@ class QuestionAnswering:
     async def get_model(self, raw: bytes, _call: IncomingCall) -> bytes:
         """``GetModel``."""
         self._check_size(len(raw))
-        request = await self._work(partial(parse, pb.GetModelRequest, raw), here=len(raw) <= _SMALL_BYTES)
+        request = await self._parsed(partial(parse, pb.GetModelRequest, raw), len(raw))
         self._check_model(request.model, request.version)
         manifest, source, limits = self._manifest, self._manifest.source, self._limits
         names = len(f"{manifest.name}{manifest.version}{self._variant}".encode())
@@ -137,7 +158,12 @@ class QuestionAnswering:
                 passages=limits.passages,
                 top_k=MAX_TOP_K,
                 request_bytes=limits.request_bytes,
-                response_bytes=largest_response(limits.request_bytes, MAX_TOP_K, 4 * _MAX_ID_CHARACTERS, names),
+                response_bytes=largest_response(
+                    min(limits.request_bytes, MAX_TOP_K * 4 * MAX_ANSWER_CHARACTERS),
+                    MAX_TOP_K,
+                    4 * _MAX_ID_CHARACTERS,
+                    names,
+                ),
                 stream_requests=limits.stream_requests,
                 stream_id_characters=_MAX_ID_CHARACTERS,
             ),
@@ -146,21 +172,26 @@ class QuestionAnswering:
     async def _answer(self, size: int, read: Callable[[], pb.AnswerRequest], call: IncomingCall) -> pb.AnswerResponse:
         """Permit, read, tokenise, run, decode."""
         with self._permits.hold(size):
-            idle = self._permits.requests == 1 and size <= _SMALL_BYTES
-            request, tokenized, tokenize_s = await self._work(partial(self._prepare, read), here=idle)
+            prepare = partial(self._prepare, read, size)
+            alone = self._permits.requests == 1 and size <= _SMALL_BYTES
+            request, tokenized, tokenize_s = prepare() if alone else await self._workers.run(prepare, size)
             windows = [window.input_ids for window in tokenized.windows]
             ran = await self._runner.run(windows, deadline=call.deadline)
             respond = partial(self._respond, request, tokenized, ran, tokenize_s)
-            response = await self._work(respond, here=len(ran) <= _FEW_WINDOWS)
+            spans = sum(map(len, windows)) * min(_max_answer_tokens(request), self._manifest.window_tokens)
+            few = spans <= _FEW_SPANS
+            response = respond() if few else await self._workers.run(respond, spans // _SPANS_A_BYTE)
         timings = response.timings
         call.log["windows"] = timings.windows
+        if response.blank_passages:
+            call.log["blank_passages"] = len(response.blank_passages)
         for step in ("tokenize_seconds", "queue_seconds", "inference_seconds", "decode_seconds"):
             call.log[step] = round(getattr(timings, step), 6)
         return response
 
-    async def _work(self, work: Callable[[], _Result], *, here: bool) -> _Result:
-        """What some work gives, done by a thread of the pool; or at once, where the way there and back takes longer."""
-        return work() if here else await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def _parsed(self, parse: Callable[[], _Result], size: int) -> _Result:
+        """At once, where the way to another thread and back would take longer."""
+        return parse() if size <= _SMALL_BYTES else await self._workers.run(parse, size)
 
     async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
         """Reply to one request of a stream, and make room for another."""
@@ -168,7 +199,8 @@ class QuestionAnswering:
         ended = partial(self._calls.end, "AnswerStream request", call)
         item = _Item("", InvalidRequest("request", "was not read"))
         try:
-            item = await self._work(partial(self._item, raw), here=len(raw) <= _SMALL_BYTES)
+            item = await self._parsed(partial(self._item, raw), len(raw))
+            call.log["id"] = item.id
             response = await self._answer(len(raw), item.read, call)
             reply = pb.AnswerStreamResponse(id=item.id, response=response)
             ended(None)
@@ -182,11 +214,14 @@ class QuestionAnswering:
         del raw, item, reply  # the caller may take its time
         async with writing:
             with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
-                await call.context.write(content)
+                await in_time(
+                    call.context.write(content), self._limits.stream_idle_s, "stream_idle_s", "a reply was not taken"
+                )
         room.release()
 
     def _item(self, raw: bytes) -> _Item:
         try:
+            self._check_size(len(raw), beside=_FRAMING_BYTES + 4 * _MAX_ID_CHARACTERS)
             item = parse(pb.AnswerStreamRequest, raw)
             self._check_size(item.request.ByteSize())
             _check_id("id", item.id)
@@ -194,8 +229,17 @@ class QuestionAnswering:
             return _Item(stream_id(raw)[:_MAX_ID_CHARACTERS], error)
         return _Item(item.id, item.request)
 
-    def _prepare(self, read: Callable[[], pb.AnswerRequest]) -> tuple[pb.AnswerRequest, Tokenized, float]:
+    def _expect(self, size: int) -> None:
+        """Refuse what would only be refused after being tokenised, as far as its size tells. Raises Overloaded."""
+        queued, limit = self._runner.queued_windows, self._limits.queued_windows
+        about = size // (_BYTES_A_TOKEN * (self._manifest.window_tokens - DEFAULT_DOC_STRIDE))
+        if queued and queued + about > limit:
+            problem = f"{queued} windows are waiting, and this request has about {about}"
+            raise refusal("max_queued_windows", problem, self._runner.wait_s())
+
+    def _prepare(self, read: Callable[[], pb.AnswerRequest], size: int) -> tuple[pb.AnswerRequest, Tokenized, float]:
         began = time.monotonic()
+        self._expect(size)
         request = read()
         self._check_model(request.model, request.version)
         if len(request.passages) > self._limits.passages:
@@ -221,6 +265,7 @@ class QuestionAnswering:
             top_k=_top_k(request),
             max_answer_tokens=_max_answer_tokens(request),
             allow_no_answer=request.allow_no_answer,
+            align_to_words=not request.HasField("align_to_words") or request.align_to_words,
         )
         size = sum(len(answer.text.encode()) for answer in answers)
         if size > self._limits.request_bytes:
@@ -231,6 +276,7 @@ class QuestionAnswering:
             model=self._manifest.name,
             version=self._manifest.version,
             variant=self._variant,
+            blank_passages=[number for number, one in enumerate(tokenized.passages) if one.is_blank],
         )
         response.timings.tokenize_seconds = tokenize_s
         response.timings.queue_seconds = max(window.queue_s for window in ran)
@@ -240,8 +286,9 @@ class QuestionAnswering:
         response.timings.decode_seconds = time.monotonic() - began
         return response
 
-    def _check_size(self, size: int) -> None:
-        if size > self._limits.request_bytes:
+    def _check_size(self, size: int, *, beside: int = 0) -> None:
+        """``beside`` is what of the size may be no part of the request."""
+        if size - beside > self._limits.request_bytes:
             raise InvalidRequest("request", f"has {size} bytes, the limit is {self._limits.request_bytes}")
 
     def _check_model(self, model: str, version: str) -> None:
@@ -265,12 +312,23 @@ class _Item:
         return self.content
 
 
-async def _read(call: IncomingCall, room: asyncio.Semaphore, draining: asyncio.Task[Any]) -> bytes | None:
-    """The next request of a stream, once there is room for it; None if there are no more, or the server stops."""
+async def _read(
+    call: IncomingCall,
+    room: asyncio.Semaphore,
+    draining: asyncio.Task[Any],
+    working: Collection[asyncio.Task[None]],
+    idle_s: float,
+) -> bytes | None:
+    """The next request of a stream, once there is room for it; None if there are no more, or the server stops.
+
+    Raises DeadlineExceeded where none comes and none is worked on.
+    """
     for step in (room.acquire, call.context.read):
         task: asyncio.Task[Any] = asyncio.ensure_future(step())
         try:
-            await asyncio.wait((task, draining), return_when=asyncio.FIRST_COMPLETED)
+            while not (await asyncio.wait((task, draining), timeout=idle_s, return_when=asyncio.FIRST_COMPLETED))[0]:
+                if not working:
+                    raise DeadlineExceeded(f"no request came within {idle_s:g} s", "stream_idle_s")
         finally:
             task.cancel()
         if draining.done():

@@ -15,14 +15,19 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from distilqa.engine.cores import MAX_THREADS
 from distilqa.engine.cuda.budget import OBJECTIVE_S
 from distilqa.errors import SettingsError
+from distilqa.wording import nearest
 
 ENV_PREFIX = "DISTILQA_"
 
 # More than any machine has cores to feed one GPU with.
 MAX_PROCESSES = 256
 
+# As gRPC takes it: milliseconds of 31 bits.
+_LONGEST_S = 2e6
+
 # How Kubernetes has pods find a service: for one named distilqa, DISTILQA_PORT is tcp://10.0.0.1:50051 or so.
 _SERVICE_LINK = "tcp://"
+_SERVICE_VARIABLE = re.compile(rf"{ENV_PREFIX}(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
 # Of a limit on one request and a limit on all together, the second must not be less.
 _LIMITS = (("max_request_bytes", "max_bytes"), ("max_windows", "max_queued_windows"))
@@ -101,6 +106,30 @@ class ServerSettings(BaseModel):
         description="requests of one AnswerStream that are worked on at a time; beyond them the server reads no"
         " further",
     )
+    message_s: float = Field(
+        20.0, gt=0, description="how long a call may take to send its message, or to take the reply, in seconds"
+    )
+    stream_idle_s: float = Field(
+        300.0,
+        gt=0,
+        description="how long an AnswerStream may have nothing to do, or not take a reply, in seconds",
+    )
+    max_connections: int = Field(
+        1024, ge=1, le=2**31 - 1, description="connections of one process; more are closed as they come"
+    )
+    max_connection_calls: int = Field(
+        256, ge=1, le=2**31 - 1, description="calls at a time on one connection; a client makes the next wait"
+    )
+    connection_idle_s: float = Field(
+        600.0, ge=1, le=_LONGEST_S, description="how long a connection may have no call, in seconds"
+    )
+    connection_age_s: float | None = Field(
+        None,
+        ge=1,
+        le=_LONGEST_S,
+        description="how long a connection may be used, in seconds: then clients make another, and calls in flight have"
+        " drain_s seconds; by default as long as they like",
+    )
     drain_s: float = Field(30.0, ge=0, description="how long a stopping server lets calls in flight finish, in seconds")
     log_format: Literal["console", "json"] = Field(
         "console", description="the log as lines for people, or as JSON for programs"
@@ -161,7 +190,12 @@ def load_settings(flags: Mapping[str, Any]) -> ServerSettings:
 
 
 def _environment() -> dict[str, _Given]:
+    """Raises SettingsError for a variable that is nearly one of ours: a limit that is not set would not be missed."""
     variables = {name: _variable(name) for name in ("config", *ServerSettings.model_fields)}
+    others = os.environ.keys() - variables.values()
+    for one in sorted(one for one in others if one.startswith(ENV_PREFIX) and not _SERVICE_VARIABLE.fullmatch(one)):
+        if meant := nearest(one.removeprefix(ENV_PREFIX).lower(), variables):
+            raise SettingsError(f"{one}: is unknown; {variables[meant]} is a setting")
     return {name: _Given(os.environ[one], one) for name, one in variables.items() if one in os.environ}
 
 
@@ -192,6 +226,8 @@ def _problem(details: ErrorDetails, sources: Mapping[str, str]) -> str:
         )
     source = sources[str(name)]
     problem = f"{source}: {_WORDS.get(kind, details['msg'])}"
+    if kind == "extra_forbidden" and (meant := nearest(str(name), ServerSettings.model_fields)):
+        problem = f"{source}: is unknown; {meant} is a setting"
     if kind != "extra_forbidden":  # which may be anything, such as a token where --config names the wrong file
         problem += f" (got {_shown(details['input'])})"
     if source == f"{ENV_PREFIX}PORT" and details["input"].startswith(_SERVICE_LINK):

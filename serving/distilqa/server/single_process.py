@@ -44,9 +44,7 @@ class SingleProcess(FrontEnd):
         began = time.monotonic()
         bundle = Bundle.open(self._settings.bundle)
         windower = await in_thread(partial(open_windower, bundle))
-        engine, self._scheduler = await open_back_end(
-            self._settings, bundle, self._threads, lambda: self._keep(self._break())
-        )
+        engine, self._scheduler = await open_back_end(self._settings, bundle, self._threads, self._break)
         warn_of_model(self._settings, callers, bundle.manifest.name)
         tell_ready(self.address, bundle.manifest, engine.variant, time.monotonic() - began)
         return Served(bundle.manifest, engine.variant, engine.device, windower, self._scheduler)

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Self, TypeAlias, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -34,12 +34,15 @@ _AS_IT_IS = "".join(map(chr, range(ord(" "), ord("~") + 1))).replace("%", "")
 # A caller's clock may be ahead so far: it gives up at the deadline, and that looks as if it had left.
 _CLOCKS_S = 0.05
 
+# How long after the end of what a caller sends gRPC may take to tell that it has left.
+_GONE_S = 0.1
+
 # Who calls, where the server knows its callers.
 CALLER: ContextVar[str | None] = ContextVar("caller", default=None)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Reply = TypeVar("_Reply")
+_Result = TypeVar("_Result")
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class IncomingCall:
         sent = [str(value) for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
         request_id = sent[0] if len(sent) == 1 and REQUEST_ID_FORM.fullmatch(sent[0]) else uuid.uuid4().hex
         deadline = None if remaining_s is None else now + remaining_s
-        return cls(context, request_id, now, deadline, {"peer": context.peer()})
+        return cls(context, request_id, now, deadline, {"peer": unquote(context.peer())})  # "ipv6:%5B::1%5D:50051", say
 
     def item(self) -> Self:
         """A request of this stream, which begins now."""
@@ -68,19 +71,27 @@ class IncomingCall:
 
 
 class Calls:
-    """Makes methods into gRPC's handlers, and counts in ``outcomes`` how calls and the requests of streams end."""
+    """Makes methods into gRPC's handlers, and counts in ``outcomes`` how calls and the requests of streams end.
 
-    def __init__(self) -> None:
+    A call may take ``message_s`` seconds to send its message, and as long to take the reply; at most ``most_waiting``
+    do so at a time. gRPC itself would let any number of them wait for ever.
+    """
+
+    def __init__(self, *, message_s: float, most_waiting: int) -> None:
+        self._message_s, self._most_waiting = message_s, most_waiting
+        self._waiting = 0
         self.outcomes: Counter[str] = Counter()
 
     def unary(self, name: str, method: Callable[[bytes, IncomingCall], Awaitable[bytes]]) -> Handler:
-        """A handler for a method that takes one request and gives one reply."""
+        """A handler for a method that takes one request and gives one reply.
 
-        async def handle(raw: bytes, context: Context) -> bytes:
-            reply = await self._handle(name, context, lambda call: method(raw, call))
-            return reply or b""  # to nobody: the call is over
+        For gRPC it is one of a stream, whose handler begins before the message is there.
+        """
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        async def answer(call: IncomingCall) -> None:
+            await send(call.context, await method(await self._receive(call), call), self._message_s)
+
+        return self.stream(name, answer)
 
     def stream(self, name: str, method: Callable[[IncomingCall], Awaitable[None]]) -> Handler:
         """A handler for a method that reads and writes as it likes."""
@@ -101,7 +112,8 @@ class Calls:
     def end(self, name: str, call: IncomingCall, error: BaseException | None) -> None:
         """Count and log an end: of a call, or of a request of a stream."""
         outcome = _outcome(error, call.deadline)
-        limit = {"limit": error.limit} if isinstance(error, Overloaded) else {}
+        named = error.limit if isinstance(error, Overloaded | DeadlineExceeded) else None
+        limit = {"limit": named} if named else {}
         self.outcomes[" ".join((outcome, *map(str, limit.values())))] += 1
         seconds = round(time.monotonic() - call.began, 6)
         fields = {"request_id": call.request_id, "outcome": outcome, "seconds": seconds, **limit, **call.log}
@@ -114,22 +126,52 @@ class Calls:
         else:
             logger.info(name, extra={"fields": fields})
 
-    async def _handle(
-        self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[_Reply]]
-    ) -> _Reply | None:
+    async def _receive(self, call: IncomingCall) -> bytes:
+        if self._waiting >= self._most_waiting:
+            raise Overloaded(f"{self._waiting} calls have not sent their message yet", limit="max_requests")
+        self._waiting += 1
+        try:
+            return await receive(call.context, self._message_s)
+        finally:
+            self._waiting -= 1
+
+    async def _handle(self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[None]]) -> None:
         call = IncomingCall.of(context)
         try:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            reply = await method(call)
+            await method(call)
         except asyncio.CancelledError as error:
             self.end(name, call, error)
             raise
         except Exception as error:
             self.end(name, call, error)
             await _abort(call, error)
-            return None
+            return
         self.end(name, call, None)
-        return reply
+
+
+async def receive(context: Context, within_s: float) -> bytes:
+    """The message of a call. Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none."""
+    raw: Any = await in_time(context.read(), within_s, "message_s", "no message came")
+    if raw is grpc.aio.EOF:
+        await asyncio.sleep(_GONE_S)  # where the caller has left, this is cancelled
+        raise InvalidRequest("request", "is missing")
+    return bytes(raw)
+
+
+async def send(context: Context, reply: bytes, within_s: float) -> None:
+    """Also to nobody, if the caller has left. Raises DeadlineExceeded where it is not taken."""
+    with suppress(grpc.aio.InternalError, grpc.aio.UsageError):
+        await in_time(context.write(reply), within_s, "message_s", "the reply was not taken")
+
+
+async def in_time(awaited: Awaitable[_Result], seconds: float, limit: str, problem: str) -> _Result:
+    """What a caller does in so many seconds. Raises DeadlineExceeded, with the ``limit``, for one who does not."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await awaited
+    except TimeoutError:
+        raise DeadlineExceeded(f"{problem} within {seconds:g} s", limit) from None
 
 
 def _outcome(error: BaseException | None, deadline: float | None) -> str:

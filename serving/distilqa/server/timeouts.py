@@ -10,3 +10,24 @@ SEND_S = 1.0
 
 # How often the log tells how calls have ended.
 TELL_S = 10.0
+
+# How long a new connection may take until it can be used.
+HANDSHAKE_S = 20
+
+# After how long without a word a connection's other end is asked whether it is still there, and how long it may take
+# to say so.
+KEEPALIVE_S = 60
+KEEPALIVE_ANSWER_S = 20
+
+# How often a client may ask the same of us. Every ten seconds is usual, give or take.
+LEAST_PING_S = 1
+
+# How often a process says that it is alive, and after how many times of silence it is taken for dead.
+ALIVE_S = 1.0
+SILENCES = 10
+
+# How long a process is waited for that takes the place of one that did not live long: at first, and at most. One that
+# has lived for so long was none of these.
+RESTART_S = 0.5
+LONGEST_RESTART_S = 30.0
+LONG_LIFE_S = 60.0

@@ -7,15 +7,22 @@ INTERNAL.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from google.protobuf import empty_pb2, unknown_fields
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from distilqa.errors import InvalidRequest
 from distilqa.text.answer import Answer
 from distilqa_protos.v1 import question_answering_pb2 as pb
+
+# How far what is wrong is looked for: a message may have millions of fields.
+_MOST_FIELDS = 5000
+
+# The kinds of fields, and how many bytes those have that are always as long.
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}
 
 _Request = TypeVar("_Request", bound=Message)
 
@@ -25,34 +32,70 @@ def parse(message: type[_Request], raw: bytes) -> _Request:
     try:
         return message.FromString(raw)
     except DecodeError:
-        field = _not_utf8(message.DESCRIPTOR, raw)
+        field = _not_utf8(message.DESCRIPTOR, raw, iter(range(_MOST_FIELDS)))
         if field is None:
             raise InvalidRequest("request", f"is not a {message.DESCRIPTOR.full_name}") from None
         raise InvalidRequest(field, "is not valid UTF-8") from None
 
 
-def _not_utf8(descriptor: Any, raw: bytes) -> str | None:
-    """The first string field of a serialised message that is not UTF-8, as a path; None if all are."""
-    try:
-        unknown = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
-    except DecodeError:
-        return None
+def _not_utf8(descriptor: Any, raw: bytes, left: Iterator[int]) -> str | None:
+    """The first string field of a serialised message that is not UTF-8, as a path; None if none is found.
+
+    ``left`` ends the search: a field for each that it gives.
+    """
     seen: Counter[int] = Counter()
-    for field in (unknown[index] for index in range(len(unknown))):
-        known = descriptor.fields_by_number.get(field.field_number)
-        if known is None or not isinstance(field.data, bytes):
+    for number, content in _fields(raw, left):
+        known = descriptor.fields_by_number.get(number)
+        if known is None:
             continue
-        name = f"{known.name}[{seen[known.number]}]" if known.is_repeated else known.name
-        seen[known.number] += 1
+        name = f"{known.name}[{seen[number]}]" if known.is_repeated else known.name
+        seen[number] += 1
         if known.message_type is not None:
-            if inner := _not_utf8(known.message_type, field.data):
+            if inner := _not_utf8(known.message_type, content, left):
                 return f"{name}.{inner}"
         elif known.type == FieldDescriptor.TYPE_STRING:
             try:
-                field.data.decode()
+                content.decode()
             except UnicodeDecodeError:
                 return name
     return None
+
+
+def _fields(raw: bytes, left: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+    """The fields that have a length, (number, content), until one is none; all others are passed over.
+
+    The encoding is that of https://protobuf.dev/programming-guides/encoding.
+    """
+    at = 0
+    try:
+        for _ in left:
+            tag, at = _varint(raw, at)
+            kind = tag & 7
+            if kind == _LENGTH:
+                length, at = _varint(raw, at)
+                at += length
+                if at > len(raw):
+                    return
+                yield tag >> 3, raw[at - length : at]
+            elif kind == _VARINT:
+                _, at = _varint(raw, at)
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            else:
+                return
+    except IndexError:  # here it ends
+        return
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends. Raises IndexError where it does not."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at + shift // 7]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + shift // 7 + 1
+    raise IndexError
 
 
 def answer_message(answer: Answer, request: pb.AnswerRequest) -> pb.Answer:
@@ -74,13 +117,8 @@ def answer_message(answer: Answer, request: pb.AnswerRequest) -> pb.Answer:
 
 def stream_id(raw: bytes) -> str:
     """The id of an `AnswerStreamRequest` that cannot be parsed, as far as it can be read."""
-    try:
-        unknown = unknown_fields.UnknownFieldSet(empty_pb2.Empty.FromString(raw))
-    except DecodeError:
-        return ""
     number = pb.AnswerStreamRequest.ID_FIELD_NUMBER
-    fields = [unknown[index] for index in range(len(unknown))]
-    found = [field.data for field in fields if field.field_number == number and isinstance(field.data, bytes)]
+    found = [content for one, content in _fields(raw, iter(range(_MOST_FIELDS))) if one == number]
     return found[-1].decode(errors="replace") if found else ""
 
 

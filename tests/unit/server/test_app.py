@@ -24,7 +24,7 @@ async def test_several_say_at_once_what_their_children_would_miss(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setattr("distilqa.server.app.find_spec", lambda name: None if name == missing else find_spec(name))
-    with pytest.raises(MissingDependency, match=rf"distilqa\[server,cpu\].*'{missing}'"):
+    with pytest.raises(MissingDependency, match=rf"\.\[server,cpu\].*'{missing}'"):
         make_server(ServerSettings(bundle=Path("bundle"), processes=2))
 
 

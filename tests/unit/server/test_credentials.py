@@ -48,15 +48,19 @@ def callers(tmp_path_factory: pytest.TempPathFactory) -> Callers:
     ],
 )
 def test_known_callers(callers: Callers, authorization: str, name: str) -> None:
-    assert callers.check(authorization, MODEL) == name
+    caller = callers.identify(authorization)
+    caller.require(MODEL)
+    assert caller.name == name
 
 
 def test_a_caller_of_other_models(callers: Callers) -> None:
-    assert callers.check(f"Bearer {OTHER}", "another") == "help desk"
+    other = callers.identify(f"Bearer {OTHER}")
+    other.require("another")
+    assert other.name == "help desk"
     with pytest.raises(PermissionDenied) as caught:
-        callers.check(f"Bearer {OTHER}", "third")
+        other.require("third")
     assert str(caught.value) == "caller 'help desk' may not use the model 'third'"
-    assert callers.check(f"Bearer {TOKEN}", "third") == "search"
+    callers.identify(f"Bearer {TOKEN}").require("third")
 
 
 def test_who_may_use_a_model(callers: Callers, tmp_path: Path) -> None:
@@ -84,7 +88,7 @@ def test_who_may_use_a_model(callers: Callers, tmp_path: Path) -> None:
 )
 def test_unknown_callers(callers: Callers, authorization: str | None, message: str) -> None:
     with pytest.raises(Unauthenticated) as caught:
-        callers.check(authorization, MODEL)
+        callers.identify(authorization)
     assert str(caught.value) == message
 
 
@@ -98,7 +102,7 @@ def test_nothing_else_passes(callers: Callers, authorization: str) -> None:
     """Any text gets one of the fixed messages, so none of it is repeated."""
     assume(not re.fullmatch(f"bearer {re.escape(TOKEN)}", authorization, re.IGNORECASE))
     with pytest.raises(Unauthenticated) as caught:
-        callers.check(authorization, MODEL)
+        callers.identify(authorization)
     assert str(caught.value) in {
         "the authorization is not of the scheme Bearer",
         "the token is not one that is known here",
@@ -117,7 +121,7 @@ def test_every_caller_is_compared(callers: Callers, monkeypatch: pytest.MonkeyPa
     compare_digest = hmac.compare_digest
     monkeypatch.setattr("distilqa.server.credentials.hmac.compare_digest", compare)
     try:
-        callers.check(f"Bearer {token}", MODEL)
+        callers.identify(f"Bearer {token}")
     except Unauthenticated:
         assert token == "unknown"
     assert compared == [(32, 32)] * 2

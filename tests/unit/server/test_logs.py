@@ -57,7 +57,44 @@ def test_console(pipe: tuple[int, int]) -> None:
     lines = logged(pipe, form="console", level="info").splitlines()
     assert re.fullmatch(r'\S+Z INFO Answer request_id="a b\\n" windows=3 caller=é', lines[0])
     assert re.fullmatch(r"\S+Z ERROR failed 2 times", lines[1])
-    assert (lines[2], lines[-1]) == ("Traceback (most recent call last):", "ValueError: broken")
+    assert (lines[2], lines[-1]) == ("    Traceback (most recent call last):", "    ValueError: broken")
+
+
+FORGED = "x\n2026-11-28T00:00:00.000Z INFO Answer outcome=OK\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_nothing_that_a_caller_chose_forges_an_entry(pipe: tuple[int, int], form: Literal["json", "console"]) -> None:
+    read, write = pipe
+    with logging_to(write, form=form, level="info"):
+        logger.info("%s", FORGED, extra={"fields": {"id": FORGED, "quoted": 'a="b"'}})
+        try:
+            raise ValueError(FORGED)
+        except ValueError as error:
+            logger.error("failed", exc_info=error)
+    os.close(write)
+    with os.fdopen(os.dup(read), encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    assert [line for line in lines if line.startswith("2026-11-28T00")] == []
+    assert not any(set(line) & {"\x1b", "\u202e"} for line in lines)
+    if form == "json":
+        assert [json.loads(line)["level"] for line in lines] == ["info", "error"]
+    else:
+        assert [not line.startswith("    ") for line in lines] == [True, True, *[False] * (len(lines) - 2)]
+        assert r'quoted="a=\"b\""' in lines[0]
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_is_long_is_cut(pipe: tuple[int, int], form: Literal["json", "console"]) -> None:
+    read, write = pipe
+    with logging_to(write, form=form, level="info"):
+        logger.info("m" * 100_000, extra={"fields": {"id": "i" * 100_000, "seconds": 8e-05}})
+    os.close(write)
+    with os.fdopen(os.dup(read), encoding="utf-8") as file:
+        line = file.read()
+    assert len(line) < 1300
+    assert line.count("... (100000 characters)") == 2
+    assert {"json": '"seconds": 8e-05', "console": "seconds=0.00008"}[form] in line
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -77,7 +114,8 @@ def test_level(pipe: tuple[int, int], level: str, entries: int) -> None:
 
 def test_a_pipe_that_nobody_reads_holds_nobody_up(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is read again, the log says how many entries are missing: in several places, where room came and went."""
-    monkeypatch.setattr(logs, "_QUEUE_ENTRIES", 10)
+    monkeypatch.setattr(logs, "_QUEUE_CHARACTERS", 100_000)
+    monkeypatch.setattr(logs, "_LONGEST", 10_000)
     monkeypatch.setattr(logs, "_LAST_S", 20.0)
     read, write = pipe
     with ThreadPoolExecutor(1) as pool:
@@ -103,6 +141,7 @@ def _read_all(descriptor: int) -> bytes:
 
 def test_a_pipe_that_does_not_block_loses_nothing(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """As stderr is once a program on the same terminal has made it so."""
+    monkeypatch.setattr(logs, "_LONGEST", 20_000)
     monkeypatch.setattr(logs, "_LAST_S", 20.0)
     read, write = pipe
     os.set_blocking(write, False)
@@ -121,6 +160,7 @@ def test_a_pipe_that_does_not_block_loses_nothing(pipe: tuple[int, int], monkeyp
 
 def test_an_end_that_nobody_reads_does_not_wait_for_it(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_LAST_S", 0.01)
+    monkeypatch.setattr(logs, "_LONGEST", 10_000)
     with logging_to(pipe[1], form="json", level="info"):
         for _ in range(100):
             logger.info("x" * 10_000)

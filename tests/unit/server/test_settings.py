@@ -52,6 +52,12 @@ def test_defaults() -> None:
         "max_windows": 256,
         "max_queued_windows": 512,
         "stream_requests": 16,
+        "message_s": 20.0,
+        "stream_idle_s": 300.0,
+        "max_connections": 1024,
+        "max_connection_calls": 256,
+        "connection_idle_s": 600.0,
+        "connection_age_s": None,
         "drain_s": 30.0,
         "log_format": "console",
         "log_level": "info",
@@ -78,6 +84,12 @@ GOOD: dict[str, tuple[str, Any]] = {
     "max_windows": ("1", 1),
     "max_queued_windows": ("256", 256),
     "stream_requests": ("1", 1),
+    "message_s": ("0.5", 0.5),
+    "stream_idle_s": ("60", 60.0),
+    "max_connections": ("100", 100),
+    "max_connection_calls": ("8", 8),
+    "connection_idle_s": ("30", 30.0),
+    "connection_age_s": ("3600", 3600.0),
     "drain_s": ("0", 0.0),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
@@ -189,7 +201,7 @@ def test_paths_in_the_file_start_at_the_current_directory() -> None:
         (b"tls_key = 1", "server.toml: tls_key: Input should be a path (got 1)"),
         (b'tls_key = "a\\u0000"', "server.toml: tls_key: Input should be without null characters (got 'a\\x00')"),
         (b"log_level = 'loud'", "server.toml: log_level: Input should be 'debug', 'info', 'warning' or 'error' (got "),
-        (b"max-requests = 1", "server.toml: max-requests: is unknown (--print-settings shows what there is)"),
+        (b"max-requests = 1", "server.toml: max-requests: is unknown; max_requests is a setting"),
         (b"config = 'other.toml'", "server.toml: config: is unknown "),
     ],
 )  # fmt: skip
@@ -238,6 +250,28 @@ def test_requests_that_would_never_get_in(
 ) -> None:
     told = problem_of(given(monkeypatch, by, settings))
     assert told == problem.format(**{name: typed(by, name) for name in settings}) + NEVER
+
+
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILQA_MAX_REQEUSTS", "3")
+    assert problem_of({"bundle": "b"}) == "DISTILQA_MAX_REQEUSTS: is unknown; DISTILQA_MAX_REQUESTS is a setting"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DISTILQA_TOKEN", "DISTILQA_VERSION", "DISTILQA_SERVICE_HOST", "DISTILQA_SERVICE_PORT",
+     "DISTILQA_SERVICE_PORT_GRPC", "DISTILQA_PORT_50051_TCP", "DISTILQA_PORT_50051_TCP_PORT", "MAX_REQEUSTS"],
+)  # fmt: skip
+def test_variables_of_others_are_none_of_ours(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:50051")
+    assert load_settings({"bundle": "b"}).port == 50051
+
+
+def test_a_misspelt_key_is_told_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text("max_reqeusts = 3\nnovel = 1\n")
+    problem = problem_of({"bundle": "b", "config": str(tmp_path / "server.toml")})
+    assert "server.toml: max_reqeusts: is unknown; max_requests is a setting; " in problem
+    assert problem.endswith("server.toml: novel: is unknown (--print-settings shows what there is)")
 
 
 @pytest.mark.parametrize("name", ["max_windows", "max_passages", "stream_requests"])

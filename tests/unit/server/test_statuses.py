@@ -37,6 +37,7 @@ class FakeContext:
         self._raised = raised or grpc.aio.AbortError("Locally aborted.")
         self.statuses: list[tuple[Any, ...]] = []
         self.trailing: Any = ()
+        self.replies: list[bytes] = []
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
@@ -50,9 +51,19 @@ class FakeContext:
     def set_trailing_metadata(self, metadata: Any) -> None:
         self.trailing = metadata
 
+    async def read(self) -> bytes:
+        return b"reply"
+
+    async def write(self, reply: bytes) -> None:
+        self.replies.append(reply)
+
     async def abort(self, *status: Any) -> None:
         self.statuses.append(status)
         raise self._raised
+
+
+def make_calls() -> Calls:
+    return Calls(message_s=20, most_waiting=8)
 
 
 async def end(error: BaseException | None, context: FakeContext, calls: Calls | None = None) -> bytes:
@@ -64,9 +75,9 @@ async def end(error: BaseException | None, context: FakeContext, calls: Calls | 
         call.log.update(windows=3)
         return raw
 
-    handler = (calls or Calls()).unary("Answer", method)
-    reply = await handler.unary_unary(b"reply", cast(Context, context))  # type: ignore[misc, arg-type]
-    return cast(bytes, reply)
+    handler = (calls or make_calls()).unary("Answer", method)
+    await handler.stream_stream(None, cast(Context, context))  # type: ignore[misc, arg-type]
+    return b"".join(context.replies)
 
 
 def fields(caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
@@ -155,7 +166,7 @@ async def test_the_callers_id_is_honoured(caplog: pytest.LogCaptureFixture, sent
 
 
 async def test_every_end_is_counted(caplog: pytest.LogCaptureFixture) -> None:
-    calls = Calls()
+    calls = make_calls()
     ends = [None, None, InvalidRequest("a", "b"), Overloaded("", 1, "max_bytes"), Overloaded("", 1, "max_requests")]
     for error in ends:
         with suppress(grpc.aio.AbortError):

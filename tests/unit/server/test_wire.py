@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distilqa.errors import InvalidRequest
-from distilqa.server.wire import largest_response, parse, stream_id
+from distilqa.server.wire import _fields, largest_response, parse, stream_id
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 
@@ -40,6 +45,28 @@ def test_what_is_wrong_in_a_request_of_a_stream_is_named() -> None:
 )
 def test_an_id_as_far_as_it_can_be_read(raw: bytes, id: str) -> None:
     assert stream_id(raw) == id
+
+
+@given(st.binary(max_size=200))
+def test_fields_are_those_that_protobuf_reads(raw: bytes) -> None:
+    """As long as it can read any: those with a length, whatever their numbers."""
+    try:
+        unknown = UnknownFieldSet(Empty.FromString(raw))
+    except DecodeError:
+        list(_fields(raw, count()))
+        return
+    read = [unknown[at] for at in range(len(unknown))]
+    fields = [(field.field_number, field.data) for field in read if isinstance(field.data, bytes)]
+    if not any(isinstance(field.data, UnknownFieldSet) for field in read):  # groups, which no message of ours has
+        assert list(_fields(raw, iter(range(1000)))) == fields
+
+
+def test_what_is_wrong_is_not_looked_for_in_millions_of_fields() -> None:
+    raw = b"\x0a\x00" * 100_000 + b"\x1a\x01\xff"
+    assert len(list(_fields(raw, iter(range(70))))) == 70
+    with pytest.raises(InvalidRequest, match="request: is not a distilqa"):
+        parse(pb.AnswerRequest, raw)
+    assert stream_id(b"\x0a\x01a" + raw[2:]) == ""
 
 
 # What UTF-8 takes four bytes for.

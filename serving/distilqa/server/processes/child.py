@@ -21,11 +21,22 @@ from distilqa.server.back_end import open_back_end, threads_to_use, use_huge_pag
 from distilqa.server.front_end import FrontEnd
 from distilqa.server.log_messages import report_growth
 from distilqa.server.logs import logging_to
-from distilqa.server.processes.control import MODEL, Beginning, Connect, Control, Ended, Failed, Force, Ready, Stop
+from distilqa.server.processes.control import (
+    MODEL,
+    Alive,
+    Beginning,
+    Connect,
+    Control,
+    Ended,
+    Failed,
+    Force,
+    Ready,
+    Stop,
+)
 from distilqa.server.processes.link import Link, Requests
 from distilqa.server.service import Served
 from distilqa.server.tasks import first_of, in_thread
-from distilqa.server.timeouts import CLOSE_S
+from distilqa.server.timeouts import ALIVE_S, CLOSE_S
 from distilqa.text.windows import Windower
 
 # How often the parent is told how calls have ended, and of what size runs were.
@@ -63,12 +74,13 @@ class RemoteFrontEnd(FrontEnd):
         super().__init__(begin.settings, begin.access, counts=counts)
         self._control = control
         self._manifest, self._tokenizer_json = begin.manifest, begin.tokenizer_json
-        self._link = Link(self._lost)
+        self._link = Link(self._tell_health)
         self._first: asyncio.Future[Connect] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
         await super().start()
         self._keep(report_growth(self.calls.outcomes, lambda ended: self._control.send(Ended(ended)), _TELL_S))
+        self._keep(_say_alive(self._control))
 
     async def _open(self) -> Served:
         windower = Windower(self._tokenizer_json, max_tokens=self._manifest.window_tokens)
@@ -80,14 +92,11 @@ class RemoteFrontEnd(FrontEnd):
         await self._link.attach(connection)
         if not self._first.done():
             self._first.set_result(model)
-        await self._tell_health()
+        self._tell_health()
 
     @property
     def _can_answer(self) -> bool:
         return super()._can_answer and self._link.is_attached
-
-    def _lost(self) -> None:
-        self._keep(self._tell_health())
 
 
 async def _face_callers(begin: Beginning, control: Control) -> int:
@@ -127,6 +136,7 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     bundle = Bundle(begin.settings.bundle, begin.manifest)
     engine, scheduler = await open_back_end(begin.settings, bundle, threads_to_use(begin.settings), died.set)
     control.send(Ready(engine.variant, engine.device))
+    alive = asyncio.create_task(_say_alive(control))
     collapsing = asyncio.create_task(use_huge_pages())
     telling = asyncio.create_task(
         report_growth(scheduler.run_sizes, lambda sizes: control.send(Ended(run_sizes=sizes)), _TELL_S)
@@ -134,6 +144,7 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     dead, serving = asyncio.create_task(died.wait()), asyncio.create_task(_serve_front_ends(control, scheduler))
     await first_of(dead, serving)
     collapsing.cancel()
+    alive.cancel()
     if dead.done():
         return 1
     await serving  # which raises why it can serve no more
@@ -142,6 +153,12 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     telling.cancel()
     await asyncio.wait((telling,))
     return 0
+
+
+async def _say_alive(control: Control) -> None:
+    while True:
+        await asyncio.sleep(ALIVE_S)
+        control.send(Alive())
 
 
 async def _serve_front_ends(control: Control, scheduler: Scheduler) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ class Place:
         self.name = name
         self.child: Child | None = None
         self.keeping: asyncio.Task[None] | None = None
+        self.short_lives = 0  # of children, one after the other
 
 
 class Child:
@@ -57,6 +59,7 @@ class Child:
         self.control = Control(own)
         self.pid = self._process.pid
         self.ready = self.killed = False
+        self.began, self.silences = time.monotonic(), 0
         self.error: Exception | None = None
 
     async def end(self) -> int:
@@ -76,7 +79,7 @@ class Child:
 @contextmanager
 def _signals_are_the_parents() -> Iterator[None]:
     """Children that begin now take no part in what a terminal or an init system sends to all: they are told to stop."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:

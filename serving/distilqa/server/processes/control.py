@@ -70,6 +70,11 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """From a child that is ready, again and again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """From a child that cannot begin."""
 

@@ -4,12 +4,13 @@ Over a local stream socket go frames: a head (the bytes that follow it, what it 
 
     RUN      deadline f64, windows u32, the length of each u32, ids int32    run these
     CANCEL                                                                    nobody wants it any more
-    RAN      wait f64, then of each window queued f64, ran f64, windows of
-             its run u32; all start logits f32, all end logits f32           what each gave
-    FAILED   wait f64, pickle                                                 the error that `Scheduler.run` raised
+    RAN      queue, then of each window queued f64, ran f64, windows of its
+             run u32; all start logits f32, all end logits f32               what each gave
+    FAILED   queue, pickle                                                    the error that `Scheduler.run` raised
 
 in the machine's own order of bytes. Deadlines are in time.monotonic's seconds, which all processes of a machine share;
-``wait`` is how long the queue was then, in seconds. All frames of a turn of the event loop leave in one write.
+``queue`` is how long it was then, in seconds f64 and in windows u64. All frames of a turn of the event loop leave in
+one write.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RUN, CANCEL, RAN, FAILED = range(4)
 
 _HEAD = struct.Struct("=IBI")
 _RUN = struct.Struct("=dI")
-_WAIT = struct.Struct("=d")
+_QUEUE = struct.Struct("=dQ")
 _WINDOW = np.dtype([("queue_s", "f8"), ("inference_s", "f8"), ("run_windows", "u4")])
 
 
@@ -99,26 +100,26 @@ def unpack_run(content: memoryview) -> tuple[list[Int64], float | None]:
     return list(_split(ids, lengths)), None if math.isnan(deadline) else deadline
 
 
-def pack_ran(ran: Sequence[WindowResult], wait_s: float) -> tuple[bytes, ...]:
-    """The content of a RAN."""
+def pack_ran(ran: Sequence[WindowResult], queue: tuple[float, int]) -> tuple[bytes, ...]:
+    """The content of a RAN. ``queue`` is in seconds and in windows, here as below."""
     known = np.array([(one.queue_s, one.inference_s, one.run_windows) for one in ran], _WINDOW)
     starts, ends = zip(*(one.logits for one in ran), strict=True)
-    return _WAIT.pack(wait_s), known.tobytes(), np.concatenate(starts).tobytes(), np.concatenate(ends).tobytes()
+    return _QUEUE.pack(*queue), known.tobytes(), np.concatenate(starts).tobytes(), np.concatenate(ends).tobytes()
 
 
 def unpack_ran(content: memoryview, lengths: Sequence[int]) -> list[WindowResult]:
     """What each of the windows of those lengths gave."""
-    known = np.frombuffer(content, _WINDOW, len(lengths), _WAIT.size)
-    logits: Float32 = np.frombuffer(content, np.float32, offset=_WAIT.size + known.nbytes)
+    known = np.frombuffer(content, _WINDOW, len(lengths), _QUEUE.size)
+    logits: Float32 = np.frombuffer(content, np.float32, offset=_QUEUE.size + known.nbytes)
     starts, ends = (_split(side, lengths) for side in logits.reshape(2, -1))
     return [
         WindowResult((start, end), *of_run) for start, end, of_run in zip(starts, ends, known.tolist(), strict=True)
     ]
 
 
-def pack_failed(error: Exception, wait_s: float) -> tuple[bytes, ...]:
+def pack_failed(error: Exception, queue: tuple[float, int]) -> tuple[bytes, ...]:
     """The content of a FAILED."""
-    return _WAIT.pack(wait_s), pickle.dumps(error)
+    return _QUEUE.pack(*queue), pickle.dumps(error)
 
 
 def _split(values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
@@ -130,11 +131,11 @@ def _split(values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> Iterator[
 
 def unpack_failed(content: memoryview) -> Exception:
     """The error."""
-    error: Exception = pickle.loads(content[_WAIT.size :])
+    error: Exception = pickle.loads(content[_QUEUE.size :])
     return error
 
 
-def unpack_wait_s(content: memoryview) -> float:
-    """How long the queue was, in seconds, of a RAN or FAILED."""
-    wait_s: float = _WAIT.unpack_from(content)[0]
-    return wait_s
+def unpack_queue(content: memoryview) -> tuple[float, int]:
+    """How long the queue was, in seconds and in windows, of a RAN or FAILED."""
+    wait_s, windows = _QUEUE.unpack_from(content)
+    return wait_s, windows

@@ -21,9 +21,9 @@ from distilqa.server.processes.frames import (
     pack_ran,
     pack_run,
     unpack_failed,
+    unpack_queue,
     unpack_ran,
     unpack_run,
-    unpack_wait_s,
 )
 from distilqa.text.arrays import Int64
 
@@ -45,7 +45,7 @@ class Link:
         self._frames: Frames | None = None
         self._numbers = count()
         self._asked: dict[int, tuple[list[int], asyncio.Future[list[WindowResult]]]] = {}
-        self._wait_s = 0.0
+        self._wait_s, self._queued_windows = 0.0, 0
         self._closed: str | None = None
 
     async def attach(self, connection: socket.socket) -> None:
@@ -59,6 +59,11 @@ class Link:
     def is_attached(self) -> bool:
         """Whether there is a model at the other end."""
         return self._frames is not None
+
+    @property
+    def queued_windows(self) -> int:
+        """How many windows waited when last something came back."""
+        return self._queued_windows
 
     def wait_s(self) -> float:
         """How long the queue was when last something came back."""
@@ -87,7 +92,7 @@ class Link:
         self._loop.call_soon_threadsafe(self._fail_all, reason)
 
     def _land(self, kind: int, number: int, content: memoryview) -> None:
-        self._wait_s = unpack_wait_s(content)
+        self._wait_s, self._queued_windows = unpack_queue(content)
         if not (asked := self._asked.pop(number, None)):
             return  # it was cancelled
         lengths, reply = asked
@@ -136,9 +141,13 @@ class Requests:
         try:
             ran = await self._scheduler.run(windows, deadline=deadline)
         except Exception as error:
-            self._frames.send(FAILED, number, *pack_failed(_told(error), self._scheduler.wait_s()))
+            self._frames.send(FAILED, number, *pack_failed(_told(error), self._queue))
         else:
-            self._frames.send(RAN, number, *pack_ran(ran, self._scheduler.wait_s()))
+            self._frames.send(RAN, number, *pack_ran(ran, self._queue))
+
+    @property
+    def _queue(self) -> tuple[float, int]:
+        return self._scheduler.wait_s(), self._scheduler.queued_windows
 
     def _drop(self) -> None:
         """The front end has gone: nobody wants what it asked for."""

@@ -1,8 +1,8 @@
 """A server of several processes: front ends that share an address, and one that has the model.
 
 This one, the parent, runs no model and takes no call. It starts the others, introduces each front end to the one that
-has the model, adds up how calls end, and replaces what ends that should not: the callers of that process get
-UNAVAILABLE, and nothing else suffers. What says who may call, and the tokenizer, are read once, here.
+has the model, adds up how calls end, and replaces what ends that should not, or says nothing any more: the callers of
+that process get UNAVAILABLE, and nothing else suffers. What says who may call, and the tokenizer, are read once, here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from distilqa.bundle import Bundle
-from distilqa.errors import BrokenError, DistilqaError
+from distilqa.errors import BrokenError, DistilqaError, SettingsError
 from distilqa.server.access import Access
 from distilqa.server.address import held_address
 from distilqa.server.admission import Counts
@@ -45,28 +45,28 @@ from distilqa.server.processes.control import (
 )
 from distilqa.server.settings import ServerSettings
 from distilqa.server.tasks import first_of
-from distilqa.server.timeouts import TELL_S
+from distilqa.server.timeouts import ALIVE_S, LONG_LIFE_S, LONGEST_RESTART_S, RESTART_S, SILENCES, TELL_S
 
 logger = logging.getLogger(__name__)
 
-# Before another is begun after one that was killed as it began.
-_RETRY_S = 1.0
-
 
 class Processes:
-    """One bundle, served by several processes. `start` it on an event loop, and `stop` it there. Raises SettingsError.
+    """One bundle, served by several processes, on Linux. `start` it on an event loop, and `stop` it there.
 
-    ``outcomes`` counts how the calls of all of them ended. ``broken`` is set if they cannot go on.
+    ``outcomes`` counts how the calls of all of them ended. ``broken`` is set if they cannot go on. Raises
+    SettingsError.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
+        if not hasattr(os, "memfd_create"):  # nor are there sockets of the kind that is used
+            raise SettingsError(f"{settings.source('processes')}: several processes need Linux")
         self._settings = settings
         self._access = Access.load(settings)
         self._front_ends = [Place(f"{FRONT_END} {own}") for own in range(settings.processes)]
         self._model = Place(MODEL)
         self._introduction: Connect | None = None  # while the model is there
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._forced = asyncio.Event()
         self._held = ExitStack()
         self._counts = Counts(settings.processes)
@@ -106,7 +106,7 @@ class Processes:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close."""
-        self._stopping = True
+        self._stopping.set()
         await self._stop(self._front_ends, grace_s)
         await self._stop([self._model], 0)
         await self._end()
@@ -122,7 +122,7 @@ class Processes:
     async def _keep(self, place: Place, begin: Beginning) -> None:
         """Have a child in a place until the server stops, or none can be had."""
         try:
-            while not self._stopping:
+            while not self._stopping.is_set():
                 await self._live(place, begin)
         except Exception as error:
             self._give_up(error)
@@ -132,27 +132,45 @@ class Processes:
         if place is not self._model:
             self._counts.all[begin.own] = 0  # what a forerunner held
         child = place.child = Child(place.name, begin)
+        watching = asyncio.create_task(self._watch(place, child))
         try:
             if place is not self._model:
                 self._introduce(place)
             while received := await child.control.receive():
+                child.silences = 0
                 self._hear(place, child, received[0])
         except Exception:
             child.kill()
             raise
         finally:
+            watching.cancel()
             status = await child.end()
             place.child = None
             if place is self._model:
                 self._introduction = None
         # One that was killed as it began says nothing of the next.
-        if not child.ready and not self._stopping and (status >= 0 or not self._started.done()):
+        if not child.ready and not self._stopping.is_set() and (status >= 0 or not self._started.done()):
             raise child.error or BrokenError(f"{place.name} ended with status {status}")
-        if not self._stopping:
-            self._log(logging.ERROR, "a process ended, and another takes its place", place, child, status=status)
-            await asyncio.sleep(0 if child.ready else _RETRY_S)
+        if not self._stopping.is_set():
+            wait_s = _wait_s(place, child)
+            self._log(
+                logging.ERROR, "a process ended, and another takes its place", place, child, status=status, in_s=wait_s
+            )
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait_s)
         elif status and not child.killed:
             self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
+
+    async def _watch(self, place: Place, child: Child) -> None:
+        """Kill a child that is ready and then says nothing: one that was stopped, or hangs.
+
+        What counts is how often this one has looked, not the time: after a pause of the whole machine nobody is late.
+        """
+        while child.silences <= SILENCES:
+            await asyncio.sleep(ALIVE_S)
+            child.silences += child.ready
+        self._log(logging.ERROR, "a process says nothing any more, and is killed", place, child)
+        child.kill()
 
     def _hear(self, place: Place, child: Child, message: object) -> None:
         match message:
@@ -218,13 +236,21 @@ class Processes:
 
     async def _end(self) -> None:
         """Kill what is left, and let go of all."""
-        self._stopping = True
+        self._stopping.set()
         places = (*self._front_ends, self._model)
         for child in _children(places):
             child.kill()
         if keeping := [place.keeping for place in places if place.keeping]:
             await asyncio.wait(keeping)
         self._held.close()
+
+
+def _wait_s(place: Place, child: Child) -> float:
+    """For how long a place stays empty: not at all, unless those who were there did not live long."""
+    lived_s = time.monotonic() - child.began
+    place.short_lives = 0 if child.ready and lived_s >= LONG_LIFE_S else place.short_lives + 1
+    again = place.short_lives - child.ready
+    return min(RESTART_S * 2.0 ** min(again - 1, 10), LONGEST_RESTART_S) if again > 0 else 0.0
 
 
 def _children(places: Sequence[Place]) -> list[Child]:

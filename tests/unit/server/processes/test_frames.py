@@ -23,9 +23,9 @@ from distilqa.server.processes.frames import (
     pack_ran,
     pack_run,
     unpack_failed,
+    unpack_queue,
     unpack_ran,
     unpack_run,
-    unpack_wait_s,
 )
 
 # After this long something hangs that must not, and the test fails. Nothing that works waits for it.
@@ -47,14 +47,14 @@ def test_a_run(lengths: list[int], deadline: float | None) -> None:
     assert until == deadline
 
 
-@given(LENGTHS, st.floats(0, 1e6))
-def test_what_it_gave(lengths: list[int], wait_s: float) -> None:
+@given(LENGTHS, st.tuples(st.floats(0, 1e6), st.integers(0, 2**32)))
+def test_what_it_gave(lengths: list[int], queue: tuple[float, int]) -> None:
     """To the last bit, also of logits that lie between others in memory."""
     chance = np.random.default_rng(0)
     pairs = [chance.standard_normal((length, 2)).astype(np.float32) for length in lengths]
     ran = [WindowResult((pair[:, 0], pair[:, 1]), 0.25 + n, 1 / (3 + n), n + 1) for n, pair in enumerate(pairs)]
-    content = joined(pack_ran(ran, wait_s))
-    assert unpack_wait_s(content) == wait_s
+    content = joined(pack_ran(ran, queue))
+    assert unpack_queue(content) == queue
     for sent, found in zip(ran, unpack_ran(content, lengths), strict=True):
         np.testing.assert_array_equal(found.logits, sent.logits)
         assert (found.queue_s, found.inference_s, found.run_windows) == (
@@ -65,10 +65,10 @@ def test_what_it_gave(lengths: list[int], wait_s: float) -> None:
 @pytest.mark.parametrize("error", [Overloaded("much", 2.5, "max_queued_windows"), Unavailable("gone")])
 def test_why_it_gave_nothing(error: Exception) -> None:
     error.add_note("for the log")
-    content = joined(pack_failed(error, 1.5))
+    content = joined(pack_failed(error, (1.5, 7)))
     found = unpack_failed(content)
     assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
-    assert unpack_wait_s(content) == 1.5
+    assert unpack_queue(content) == (1.5, 7)
 
 
 class Received:

@@ -31,6 +31,10 @@ class Model:
         self.cancelled = 0
         self.changed = asyncio.Event()
 
+    @property
+    def queued_windows(self) -> int:
+        return 3 * len(self.asked)
+
     def wait_s(self) -> float:
         return 0.125 * len(self.asked)
 
@@ -117,7 +121,7 @@ async def test_a_request_is_run_elsewhere(front_end: FrontEnd) -> None:
     assert [side.tolist() for side in second.logits] == [[4, 5], [-4, -5]]
     assert (first.queue_s, first.inference_s, first.run_windows) == (0.5, 0.25, 2)
     assert model.asked == [([[1, 2, 3], [4, 5]], 12.5)]
-    assert front_end.link.wait_s() == 0.125
+    assert (front_end.link.wait_s(), front_end.link.queued_windows) == (0.125, 3)
     assert await front_end.link.run([]) == []
 
 

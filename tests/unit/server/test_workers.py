@@ -1,0 +1,88 @@
+"""What is worked on next, and that nothing small waits for what is large."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from distilqa.server.workers import _SMALL_BYTES, Workers
+
+LARGE = _SMALL_BYTES + 1
+GUARD_S = 20.0
+
+
+class Held:
+    """Work that begins when a thread has it, and ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self) -> str:
+        self.began.set()
+        assert self.go_on.wait(GUARD_S)
+        return threading.current_thread().name
+
+
+@pytest.fixture
+async def workers() -> Iterator[Workers]:  # type: ignore[misc]
+    workers = Workers(2)
+    yield workers
+    workers.close()
+
+
+async def under_way(*held: Held) -> None:
+    for one in held:
+        assert await asyncio.to_thread(one.began.wait, GUARD_S)
+
+
+def noting(noted: list[int], number: int) -> Callable[[], None]:
+    return lambda: noted.append(number)
+
+
+async def test_what_work_gives_or_raises(workers: Workers) -> None:
+    assert (await workers.run(lambda: threading.current_thread().name, 1)).startswith("text")
+    with pytest.raises(ZeroDivisionError):
+        await workers.run(lambda: 1 // 0, 1)
+
+
+async def test_small_work_finds_a_thread_beside_all_that_is_large(workers: Workers) -> None:
+    books = [Held() for _ in range(5)]
+    tasks = [asyncio.create_task(workers.run(book, LARGE)) for book in books]
+    await under_way(*books[:2])
+    assert await asyncio.wait_for(workers.run(lambda: "sentence", _SMALL_BYTES), GUARD_S) == "sentence"
+    assert not books[2].began.is_set()
+    for book in books:
+        book.go_on.set()
+    assert len(await asyncio.gather(*tasks)) == 5
+
+
+async def test_of_what_waits_the_smallest_is_next(workers: Workers) -> None:
+    """And of equal work what came first."""
+    held, noted = [Held() for _ in range(3)], list[int]()
+    tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
+    await under_way(*held)
+    sizes = {0: 30, 1: 10, 2: 20, 3: 10, 4: 5}
+    waiting = [asyncio.create_task(workers.run(noting(noted, n), size)) for n, size in sizes.items()]
+    await asyncio.sleep(0)
+    held[0].go_on.set()
+    await asyncio.gather(*waiting)
+    assert noted == [4, 1, 3, 2, 0]
+    for one in held:
+        one.go_on.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_what_nobody_waits_for_any_more_is_not_done(workers: Workers) -> None:
+    held, noted = [Held() for _ in range(3)], list[int]()
+    tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
+    await under_way(*held)
+    gone, there = (asyncio.create_task(workers.run(noting(noted, n), n)) for n in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    for one in held:
+        one.go_on.set()
+    await asyncio.gather(there, *tasks)
+    assert noted == [1]
