@@ -42,6 +42,44 @@ def test_ask(bundle: Path, target: str, where: str) -> None:
     assert line.strip() == "The quick brown fox jumps over [the lazy dog]."
 
 
+def test_no_passage_steers_the_terminal(bundle: Path, tmp_path: Path) -> None:
+    passage = tmp_path / "\x1b[31mred"
+    passage.write_text("\x1b]0;title\x07The fox jumps over\x1b[2J the lazy dog.\u202e")
+    (tmp_path / "other").write_text(" \n")
+    status, out, err = run(
+        ["ask", QUESTION, "--passage", str(passage), str(tmp_path / "other"), "--bundle", str(bundle)]
+    )
+    assert (status, err) == (0, "")
+    assert out.isascii()
+    assert out.replace("\n", "").isprintable()
+    assert out.count(r"\x1b") == 3
+
+
+def test_no_manifest_steers_the_terminal(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    manifest["source"]["checkpoint"] = manifest["created"] = "\x1b[2Jforged\nname"
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    status, out, _ = run(["inspect", str(tmp_path / "bundle")])
+    assert status == 0
+    assert out.replace("\n", "").isprintable()
+    assert out.count(r"\x1b[2Jforged\nname") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serve", "b", "--max-reqeusts", "3"], "--max-reqeusts (is --max-requests meant?) 3"),
+        (["eval", "b", "f", "--prediction=x"], "--prediction=x (is --predictions meant?)"),
+        (["eval", "b", "f", "--novel"], "--novel"),
+    ],
+)
+def test_a_misspelt_flag_is_told_what_was_meant(arguments: list[str], told: str) -> None:
+    status, _, err = run(arguments)
+    assert status == 2
+    assert err.endswith(f"unrecognized arguments: {told}\n")
+
+
 def test_ask_prints_json(bundle: Path, tmp_path: Path) -> None:
     """Line ends and characters beyond ASCII keep their places."""
     first, second = tmp_path / "one", tmp_path / "two"
@@ -324,7 +362,7 @@ def test_eval_of_one_variant_writes_what_the_official_script_reads(bundle: Path,
         (["nowhere", "SQUAD"], "nowhere is not a bundle: "),
         (["BUNDLE", "nowhere"], "nowhere: No such file or directory"),
         (["BUNDLE", "BUNDLE"], ": Is a directory"),
-        (["BUNDLE", "MANIFEST"], "manifest.json: is not a SQuAD v1.1 file"),
+        (["BUNDLE", "MANIFEST"], "manifest.json: is not a SQuAD file"),
         (["BUNDLE", "SQUAD", "--variant", "gpu"], "has no variant 'gpu'; it has cpu-fp32, cpu-int8"),
         (["BUNDLE", "SQUAD", "--variant", ""], "has no variant ''; it has cpu-fp32, cpu-int8"),
         (["BUNDLE", "SQUAD", "--predictions", "FILE"], "--predictions: is one file; choose a --variant of cpu-"),

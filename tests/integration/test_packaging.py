@@ -104,7 +104,7 @@ def metadata(contents: dict[str, bytes], name: str) -> str:
 def test_wheel_describes_itself(contents: dict[str, bytes]) -> None:
     for name in ("LICENSE", "NOTICE"):
         assert metadata(contents, f"licenses/{name}") == (ROOT / name).read_text(encoding="utf-8")
-    assert "distilqa = distilqa.cli.main:main" in metadata(contents, "entry_points.txt")
+    assert "distilqa = distilqa.__main__:main" in metadata(contents, "entry_points.txt")
     fields = message_from_string(metadata(contents, "METADATA"))
     assert fields["License-Expression"] == "Apache-2.0"
     assert fields["Requires-Python"] == ">=3.11"
@@ -170,7 +170,7 @@ def test_client_alone_says_what_a_reader_needs(client: Path, bundle: Path, tmp_p
             distilqa.Reader({str(bundle)!r})
         except distilqa.MissingDependency as error:
             print(error)"""
-    assert "pip install 'distilqa[cpu]'" in output(client, code, tmp_path)
+    assert "pip install '.[cpu]'" in output(client, code, tmp_path)
 
 
 def test_client_alone_inspects(client: Path, bundle: Path, tmp_path: Path) -> None:
@@ -192,14 +192,14 @@ def test_server_has_what_it_needs(server: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environment", "command", "mend"),
     [
-        ("cpu", "serve BUNDLE", "pip install 'distilqa[server,cpu]'"),
-        ("cpu", "serve BUNDLE --port 0", "pip install 'distilqa[server,cpu]'"),
-        ("client", "serve --port 0 BUNDLE", "pip install 'distilqa[server,cpu]'"),
-        ("cpu", "export nowhere -o out", "pip install 'distilqa[export,cpu]'"),
-        ("cpu", "ask Who? --passage fox.txt --target localhost:0", "pip install 'distilqa[client]'"),
-        ("client", "serve BUNDLE", "pip install 'distilqa[server,cpu]'"),
-        ("client", "export nowhere -o out", "pip install 'distilqa[export,cpu]'"),
-        ("client", "ask Who? --passage fox.txt --bundle BUNDLE", "pip install 'distilqa[cpu]'"),
+        ("cpu", "serve BUNDLE", "pip install '.[server,cpu]'"),
+        ("cpu", "serve BUNDLE --port 0", "pip install '.[server,cpu]'"),
+        ("client", "serve --port 0 BUNDLE", "pip install '.[server,cpu]'"),
+        ("cpu", "export nowhere -o out", "pip install '.[export,cpu]'"),
+        ("cpu", "ask Who? --passage fox.txt --target localhost:0", "pip install '.[client]'"),
+        ("client", "serve BUNDLE", "pip install '.[server,cpu]'"),
+        ("client", "export nowhere -o out", "pip install '.[export,cpu]'"),
+        ("client", "ask Who? --passage fox.txt --bundle BUNDLE", "pip install '.[cpu]'"),
     ],
 )
 def test_a_command_without_its_extra_says_what_to_run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TextIO
 from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command
 from distilqa.errors import DeadlineExceeded, InvalidRequest
 from distilqa.text.answer import Answer
+from distilqa.wording import printable
 
 # What `ask` calls the arguments that an InvalidRequest names.
 _TYPED = {
@@ -64,6 +66,8 @@ def add(commands: Commands) -> None:
     ask.add_argument("--max-answer-tokens", type=int, default=15, help="longest answer, in tokens (default 15)")
     ask.add_argument("--doc-stride", type=int, help="overlap of the windows over a long passage (default 128)")
     ask.add_argument("--allow-no-answer", action="store_true", help='let "no answer" compete')
+    ask.add_argument("--no-align-to-words", action="store_false", dest="align_to_words",
+                     help="let answers begin and end within words")  # fmt: skip
     ask.add_argument("--timeout", type=float, metavar="SECONDS", help="for --target (default 30)")
     ask.add_argument("--json", action="store_true", help="print JSON")
 
@@ -95,6 +99,7 @@ def _answers(arguments: argparse.Namespace, passages: list[str]) -> list[Answer]
         "max_answer_tokens": arguments.max_answer_tokens,
         "doc_stride": arguments.doc_stride,
         "allow_no_answer": arguments.allow_no_answer,
+        "align_to_words": arguments.align_to_words,
     }
     if arguments.bundle:
         if arguments.tls or arguments.root_certificates or arguments.timeout is not None:
@@ -156,9 +161,10 @@ def _show(answer: Answer, passages: list[str], files: list[str], out: TextIO) ->
     text = " ".join(answer.text.split())
     if len(text) > 2 * _CONTEXT:
         text = f"{text[:_CONTEXT]}…{text[-_CONTEXT:]}"
-    line = " ".join(f"{left}{on}{text}{off}{right}".split())
-    file = f"{files[answer.passage]}: " if len(files) > 1 else ""
-    print(f"{text} ({_score(answer)})\n    {file}{line}", file=out)
+    # As one line, in which nothing steers the terminal but we.
+    left, text, right = (printable(re.sub(r"\s+", " ", part)) for part in (left, text, right))
+    file = f"{printable(files[answer.passage])}: " if len(files) > 1 else ""
+    print(f"{text} ({_score(answer)})\n    {file}{left.lstrip()}{on}{text}{off}{right.rstrip()}", file=out)
 
 
 def _score(answer: Answer) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from distilqa.bundle import GPU_VARIANTS, VARIANTS
 from distilqa.cli.commands import Commands, add_command
 from distilqa.errors import MissingDependency
+from distilqa.wording import installing
 
 
 def add(commands: Commands) -> None:
@@ -51,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from distilqa_export.export import MAX_F1_DROP, export
     except ImportError as error:
         raise MissingDependency(
-            f"the exporter is not installed: pip install 'distilqa[export,cpu]' (or gpu for cpu; {error})"
+            f"the exporter is not installed: {installing('export,cpu')} (or gpu for cpu; {error})"
         ) from error
     began = time.monotonic()
     with _exit_on_sigterm():

@@ -9,6 +9,7 @@ from distilqa.bundle import GPU_VARIANTS, Bundle
 from distilqa.cli.commands import Commands, add_command
 from distilqa.engine.processor import read_processor
 from distilqa.errors import BundleError, MissingDependency, VariantUnusable
+from distilqa.wording import printable
 
 
 def add(commands: Commands) -> None:
@@ -26,18 +27,24 @@ def _run(arguments: argparse.Namespace) -> int:
         print(manifest.to_json(), end="")
         return 0
     source, shape = manifest.source, manifest.architecture
-    print(f"{manifest.name} version {manifest.version}, made {manifest.created}")
-    print(f"  checkpoint    {source.checkpoint}, revision {source.revision or 'unknown (a local folder)'}")
-    print(f"  weights       SHA-256 {source.weights_sha256}")
-    print(f"  architecture  {shape.type}: {shape.layers} layers of {shape.hidden}, {shape.heads} heads,", end=" ")
-    print(f"feed-forward {shape.feed_forward}, {shape.parameters:,} parameters")
-    print(f"  window        {manifest.window_tokens} tokens")
-    print(f"  made with     {', '.join(f'{tool} {number}' for tool, number in manifest.tools.items())}")
-    print(f"  made on       {manifest.processor}")
-    print(f"  this machine  {read_processor()}")
+
+    def show(line: str) -> None:
+        print(printable(line))
+
+    show(f"{manifest.name} version {manifest.version}, made {manifest.created}")
+    show(f"  checkpoint    {source.checkpoint}, revision {source.revision or 'unknown (a local folder)'}")
+    show(f"  weights       SHA-256 {source.weights_sha256}")
+    show(
+        f"  architecture  {shape.type}: {shape.layers} layers of {shape.hidden}, {shape.heads} heads,"
+        f" feed-forward {shape.feed_forward}, {shape.parameters:,} parameters"
+    )
+    show(f"  window        {manifest.window_tokens} tokens")
+    show(f"  made with     {', '.join(f'{tool} {number}' for tool, number in manifest.tools.items())}")
+    show(f"  made on       {manifest.processor}")
+    show(f"  this machine  {read_processor()}")
     usable = _usable(bundle)
     for name, variant in manifest.variants.items():
-        print(f"variant {name} ({variant.precision}{'' if variant.verified else ', unverified'})")
+        show(f"variant {name} ({variant.precision}{'' if variant.verified else ', unverified'})")
         operators = ", ".join(f"{count} {op}" for op, count in variant.operators.items())
         shown = variant.shown() | {
             "quantisation": variant.quantization,
@@ -46,12 +53,12 @@ def _run(arguments: argparse.Namespace) -> int:
         }
         shown |= {f"in fp32: {name}": f"logit error {error:.2g}" for name, error in variant.fp32_matmuls.items()}
         for measure, text in (usable.get(name, {}) | shown).items():
-            print(f"  {measure:42}{text}")
+            show(f"  {measure:42}{text}")
     for use, questions in manifest.data.items():
-        print(f"{use} on {questions}")
-    print("files (digests verified)")
+        show(f"{use} on {questions}")
+    show("files (digests verified)")
     for name, file in manifest.files.items():
-        print(f"  {name:16}{file.bytes:>12,}  {file.sha256}")
+        show(f"  {name:16}{file.bytes:>12,}  {file.sha256}")
     return 0
 
 

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from distilqa.cli import ask, eval, export, inspect, serve
+from distilqa.cli.commands import drop_output
 from distilqa.errors import DistilqaError
+from distilqa.wording import nearest, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,36 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             print(end="", flush=True)  # or Python would, as it ends, and complain if the reader has left
     except DistilqaError as error:
-        print(f"distilqa: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"distilqa: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output has left
-        _drop_output()
+        drop_output()
         return 1
     except OSError as error:
         print(f"distilqa: {error}", file=sys.stderr)
-        _drop_output()
+        drop_output()
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _printable(text: str) -> str:
-    """What others say, without what would steer the terminal."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
-
-
-def _drop_output() -> None:
-    """Let go of what stdout does not take, or Python would try again as it ends, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _run(argv: Sequence[str] | None) -> int:
     arguments, unknown = _parser().parse_known_args(argv)
     if unknown and not getattr(arguments, "any_flags", False):
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        known = [flag for action in arguments.parser._actions for flag in action.option_strings]
+        nearby = {one: nearest(one.partition("=")[0], known) for one in unknown}
+        meant = [f"{one} (is {flag} meant?)" if flag else one for one, flag in nearby.items()]
+        arguments.parser.error(f"unrecognized arguments: {' '.join(meant)}")
     status: int = arguments.run(arguments)
     return status
 

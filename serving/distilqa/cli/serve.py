@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command
+from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command, drop_output
 from distilqa.server import not_installed
 
 # The groups in which `serve --help` shows the settings, by the first of each.
@@ -77,12 +77,20 @@ def _run(arguments: argparse.Namespace) -> int:
     def announce(server: Server) -> None:
         token = f"{TOKEN_VARIABLE}=... " if settings.credentials else ""
         tls = " --tls" if settings.tls_certificate else ""
-        print(f"Serving {server.description} on {server.address}. Ask it from another terminal:\n")
-        print(f"    echo 'The quick brown fox jumps over the lazy dog.' | {token}{_own_name()} ask"
-              f" 'What does the fox jump over?' --passage - --target {server.address}{tls}\n", flush=True)  # fmt: skip
+        text = (
+            f"Serving {server.description} on {server.address}. Ask it from another terminal:\n\n"
+            f"    echo 'The quick brown fox jumps over the lazy dog.' | {token}{_own_name()} ask"
+            f" 'What does the fox jump over?' --passage - --target {server.address}{tls}\n"
+        )
         if tls:
-            print("For a certificate that no public authority has signed, --root-certificates FILE takes the place of"
-                  " --tls.\n", flush=True)  # fmt: skip
+            text += (
+                "\nFor a certificate that no public authority has signed, --root-certificates FILE takes the place of"
+                " --tls.\n"
+            )
+        try:
+            print(text, flush=True)
+        except OSError:  # nobody reads it, which ends no server
+            drop_output()
 
     with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
         asyncio.run(serve(settings, announce))

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from distilqa.errors import MissingDependency
+from distilqa.wording import installing
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 
@@ -15,7 +16,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-_INSTALL = "pip install 'distilqa[cpu]'"
+_INSTALL = f"{installing('cpu')} (or gpu for cpu)"
 
 
 def import_onnxruntime() -> Any:
@@ -24,16 +25,14 @@ def import_onnxruntime() -> Any:
     if len(found) == 2:
         raise MissingDependency(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; keep one:"
-            f" pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL} (or distilqa[gpu])"
+            f" pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL}"
         )
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependency(f"ONNX Runtime is not installed: {_INSTALL} (or distilqa[gpu])") from error
+        raise MissingDependency(f"ONNX Runtime is not installed: {_INSTALL}") from error
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two was taken away
-        raise MissingDependency(
-            f"ONNX Runtime is damaged: pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL} (or distilqa[gpu])"
-        )
+        raise MissingDependency(f"ONNX Runtime is damaged: pip uninstall -y onnxruntime onnxruntime-gpu && {_INSTALL}")
     return onnxruntime
 
 

@@ -394,7 +394,7 @@ def test_help_without_the_server(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         main(["serve", "--help"])
     assert caught.value.code == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "The settings are not shown: the server is not installed: pip install 'distilqa[server,cpu]' (" in out
+    assert "The settings are not shown: the server is not installed: pip install '.[server,cpu]' in" in out
     assert "--port" not in out
 
 

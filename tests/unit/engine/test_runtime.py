@@ -50,5 +50,5 @@ def test_the_rest_of_two_onnxruntimes(bundle: Path, monkeypatch: pytest.MonkeyPa
 def test_no_onnxruntime(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", installed())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'distilqa\[cpu\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[cpu\]'"):
         CpuEngine(Bundle.open(bundle))

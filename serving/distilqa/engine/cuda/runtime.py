@@ -14,8 +14,9 @@ import numpy as np
 from distilqa.engine.runtime import CUDA_PROVIDER, import_onnxruntime
 from distilqa.errors import MissingDependency
 from distilqa.text.arrays import Int32
+from distilqa.wording import installing
 
-INSTALL = "pip uninstall -y onnxruntime && pip install 'distilqa[gpu]'"
+INSTALL = f"pip uninstall -y onnxruntime && {installing('gpu')}"
 
 # What the provider needs; it would say so in its log alone, and leave the model to the CPU.
 _DRIVER = "libcuda.so.1"
