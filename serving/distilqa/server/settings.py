@@ -118,7 +118,10 @@ class ServerSettings(BaseModel):
         1024, ge=1, le=2**31 - 1, description="connections of one process; more are closed as they come"
     )
     max_connection_calls: int = Field(
-        256, ge=1, le=2**31 - 1, description="calls at a time on one connection; a client makes the next wait"
+        4096,
+        ge=1,
+        le=2**31 - 1,
+        description="calls at a time on one connection; a client makes the next wait, or has it end as UNAVAILABLE",
     )
     connection_idle_s: float = Field(
         600.0, ge=1, le=_LONGEST_S, description="how long a connection may have no call, in seconds"

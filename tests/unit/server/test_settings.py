@@ -55,7 +55,7 @@ def test_defaults() -> None:
         "message_s": 20.0,
         "stream_idle_s": 300.0,
         "max_connections": 1024,
-        "max_connection_calls": 256,
+        "max_connection_calls": 4096,
         "connection_idle_s": 600.0,
         "connection_age_s": None,
         "drain_s": 30.0,
