@@ -83,9 +83,8 @@ def export(
     variants = _checked(variants, max_f1_drop)
     questions, asked = samples.read_evaluation(evaluation)
     texts, calibrated = samples.read_calibration(calibration)
-    if max_f1_drop >= _ANY_DROP:
-        asked += "; int8 and fp16 were not judged by it"
-    data = {"evaluation": asked} | ({"calibration": calibrated} if _INT8 in variants else {})
+    judged = "; int8 and fp16 were not judged by it" if max_f1_drop >= _ANY_DROP else ""
+    data = {"evaluation": asked + judged} | ({"calibration": calibrated} if _INT8 in variants else {})
     logging.getLogger("optimum").setLevel(logging.ERROR)
     with staged(target, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -93,8 +92,7 @@ def export(
             _require_exact_products(scratch)
         progress(f"load {checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
-        windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
-        check_tokens(loaded, windower, [one.context for one in samples.packaged_calibration()[:_COMPARED_PASSAGES]])
+        windower = _open_windower(loaded)
         fp32 = _convert(loaded, scratch, progress)
         tokenized = _tokenize_all(windower, questions, progress)
         questions = [question for question in questions if question.id in tokenized]
@@ -120,9 +118,8 @@ def export(
         progress("time, and write")
         released = {name: made[name] for name in variants}
         manifest = write_bundle(folder, loaded, released, list(tokenized.values()), data)
-        for name in variants:
-            if manifest.variants[name].verified:
-                Reader(folder, name)  # what was written loads, verifies and passes its own self-test
+        for name in (one for one in variants if manifest.variants[one].verified):
+            Reader(folder, name)  # what was written loads, verifies and passes its own self-test
     return manifest
 
 
@@ -144,6 +141,13 @@ class _Fp32:
     model: ir.Model
     path: Path
     difference: float
+
+
+def _open_windower(loaded: Checkpoint) -> Windower:
+    """Whose windows are of the checkpoint's own tokens. Raises BundleError and ExportError."""
+    windower = Windower(loaded.tokenizer_json, max_tokens=loaded.window_tokens)
+    check_tokens(loaded, windower, [one.context for one in samples.packaged_calibration()[:_COMPARED_PASSAGES]])
+    return windower
 
 
 def _convert(loaded: Checkpoint, scratch: Path, progress: Progress) -> _Fp32:

@@ -23,7 +23,7 @@ from distilqa.scheduling.refusal import refusal
 from distilqa.server.admission import Permits
 from distilqa.server.statuses import Calls, IncomingCall, in_time, to_status
 from distilqa.server.wire import answer_message, largest_response, parse, stream_id
-from distilqa.server.workers import Workers
+from distilqa.server.workers import SMALL_BYTES, Workers
 from distilqa.text import spans
 from distilqa.text.request import MAX_TOP_K, check_options
 from distilqa.text.windows import (
@@ -41,8 +41,7 @@ _DEFAULT_MAX_ANSWER_TOKENS = 15
 
 _MAX_ID_CHARACTERS = 256
 
-# What is parsed at once, and tokenised too where no other request waits for that; and spans that are looked at at once.
-_SMALL_BYTES = 8192
+# So many spans are looked at at once, as small texts are parsed at once.
 _FEW_SPANS = 25_000
 
 # How many spans are looked at while a byte of text is tokenised.
@@ -173,7 +172,7 @@ class QuestionAnswering:
         """Permit, read, tokenise, run, decode."""
         with self._permits.hold(size):
             prepare = partial(self._prepare, read, size)
-            alone = self._permits.requests == 1 and size <= _SMALL_BYTES
+            alone = self._permits.requests == 1 and size <= SMALL_BYTES
             request, tokenized, tokenize_s = prepare() if alone else await self._workers.run(prepare, size)
             windows = [window.input_ids for window in tokenized.windows]
             ran = await self._runner.run(windows, deadline=call.deadline)
@@ -191,7 +190,7 @@ class QuestionAnswering:
 
     async def _parsed(self, parse: Callable[[], _Result], size: int) -> _Result:
         """At once, where the way to another thread and back would take longer."""
-        return parse() if size <= _SMALL_BYTES else await self._workers.run(parse, size)
+        return parse() if size <= SMALL_BYTES else await self._workers.run(parse, size)
 
     async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
         """Reply to one request of a stream, and make room for another."""
@@ -276,7 +275,7 @@ class QuestionAnswering:
             model=self._manifest.name,
             version=self._manifest.version,
             variant=self._variant,
-            blank_passages=[number for number, one in enumerate(tokenized.passages) if one.is_blank],
+            blank_passages=tokenized.blank_passages,
         )
         response.timings.tokenize_seconds = tokenize_s
         response.timings.queue_seconds = max(window.queue_s for window in ran)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 # A piece of work of so many bytes takes some milliseconds.
-_SMALL_BYTES = 8192
+SMALL_BYTES = 8192
 
 _Result = TypeVar("_Result")
 
@@ -50,7 +50,7 @@ class Workers:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self) -> None:
-        while self._waiting and self._free > (self._waiting[0].size > _SMALL_BYTES):
+        while self._waiting and self._free > (self._waiting[0].size > SMALL_BYTES):
             job = heapq.heappop(self._waiting)
             if not job.done.done():  # nobody waits for it any more
                 self._free -= 1

@@ -93,6 +93,12 @@ class Tokenized:
     passages: tuple[Passage, ...]
     windows: tuple[Window, ...]
 
+    @property
+    def blank_passages(self) -> list[int]:
+        """The numbers of those that were passed over."""
+        shown = {window.passage for window in self.windows}
+        return [number for number in range(len(self.passages)) if number not in shown]
+
 
 class Windower:
     """Cuts questions and passages into windows of at most ``max_tokens`` tokens.

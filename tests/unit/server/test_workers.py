@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from distilqa.server.workers import _SMALL_BYTES, Workers
+from distilqa.server.workers import SMALL_BYTES, Workers
 
-LARGE = _SMALL_BYTES + 1
+LARGE = SMALL_BYTES + 1
 GUARD_S = 20.0
 
 
@@ -52,7 +52,7 @@ async def test_small_work_finds_a_thread_beside_all_that_is_large(workers: Worke
     books = [Held() for _ in range(5)]
     tasks = [asyncio.create_task(workers.run(book, LARGE)) for book in books]
     await under_way(*books[:2])
-    assert await asyncio.wait_for(workers.run(lambda: "sentence", _SMALL_BYTES), GUARD_S) == "sentence"
+    assert await asyncio.wait_for(workers.run(lambda: "sentence", SMALL_BYTES), GUARD_S) == "sentence"
     assert not books[2].began.is_set()
     for book in books:
         book.go_on.set()
