@@ -98,7 +98,6 @@ def export(
         questions = [question for question in questions if question.id in tokenized]
         judge = Judge(fp32.path, questions, tokenized, _compared_text(windower), progress)
         made: dict[str, Released] = {}
-
         if _INT8 in variants:
             progress("calibrate int8")
             windows = _calibration_windows(windower, texts, own=calibration is not None)
