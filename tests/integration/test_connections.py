@@ -23,6 +23,7 @@ from tests.integration.http2 import Peer, connected, framed
 from tests.integration.servers import held_server
 
 from distilqa.server import health, reflection, timeouts
+from distilqa_protos.v1 import SERVICE
 from distilqa_protos.v1 import question_answering_pb2 as pb
 from distilqa_protos.v1.question_answering_pb2_grpc import QuestionAnsweringStub
 
@@ -186,13 +187,15 @@ async def test_calls_without_a_message_are_bounded(bundle: Path) -> None:
         assert await peer.status(peer.call("Answer", data=REQUEST, end=True)) == (OK, "")
 
 
-async def test_a_reply_that_is_not_taken_is_not_waited_for(bundle: Path) -> None:
-    async with held_server(bundle, message_s=0.5) as (server, engine), connected(server.address, window=0) as peer:
+async def test_a_reply_that_is_not_taken_keeps_nobody_waiting(bundle: Path) -> None:
+    async with held_server(bundle, max_requests=2) as (server, engine), connected(server.address, window=0) as peer:
         engine.release.set()
-        peer.call("Answer", data=REQUEST, end=True)
-        while not server.calls.outcomes:
-            await asyncio.sleep(0.01)
-        assert server.calls.outcomes == {"DEADLINE_EXCEEDED message_s": 1}
+        for service, method in ((SERVICE, "Answer"), (SERVICE, "GetModel"), (HEALTH, "Check")) * 3:
+            peer.call(method, service, data=framed(b"") if method != "Answer" else REQUEST, end=True)
+            assert await answers(server.address)
+        began = time.monotonic()
+        await server.stop(2)
+        assert time.monotonic() - began < 2 + timeouts.CLOSE_S + 4 * timeouts.SEND_S
 
 
 async def test_an_idle_stream_is_ended(bundle: Path) -> None:

@@ -197,6 +197,19 @@ async def test_a_stream_alone_has_none_of_its_requests_refused(bundle: Path) -> 
     assert server.calls.outcomes["OK"] == 8 + 2  # the stream itself, and GetModel
 
 
+async def test_a_message_that_grpc_refuses_is_no_end(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with held_stream(bundle) as (server, engine, stream):
+        engine.release.set()
+        await stream.write(item("a"))
+        assert (await stream.read()).id == "a"
+        await stream.write(item("b", passage="a" * (600 << 10)))
+        assert await stream.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        while sum(server.calls.outcomes.values()) < 2:
+            await asyncio.sleep(0.001)
+        assert server.calls.outcomes == {"OK": 1, "CANCELLED": 1}
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_what_a_caller_who_left_has_asked_is_not_done(bundle: Path) -> None:
     async with held_stream(bundle) as (server, engine, stream):
         for number in range(5):

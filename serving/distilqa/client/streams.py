@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Mapping
 from contextlib import suppress
 from itertools import count
 from queue import SimpleQueue
@@ -18,6 +18,10 @@ from distilqa.errors import DistilqaError, InferenceFailed, InvalidRequest
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 _END = object()
+
+# What gRPC says by asyncio where a message could not be sent, and how long after it the call's own end may come.
+_NOT_SENT = "Internal error from Core"
+_STATUS_S = 1.0
 
 # Outcomes, and last of the replies what ended them.
 _Event: TypeAlias = Outcome | DistilqaError
@@ -172,6 +176,7 @@ class AsyncStream:
         self._call, self._exchange, self._open_calls = call, exchange, open_calls
         self._room = asyncio.Semaphore(in_flight)
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
 
     async def outcomes(self, requests: AsyncIterator[object]) -> AsyncGenerator[Outcome, None]:
         call, exchange = self._call, self._exchange
@@ -180,6 +185,7 @@ class AsyncStream:
         exchange.begin(model)
         with call.errors():
             replies = call.stub.AnswerStream(**call.options)
+        replies.add_done_callback(self._note_status)
         self._open_calls.add(replies)
         sending = asyncio.create_task(self._send(replies, requests))
         receiving = asyncio.create_task(self._receive(replies))
@@ -225,12 +231,38 @@ class AsyncStream:
         end = _no_reply()
         try:
             with self._call.errors():
-                async for reply in replies:
-                    self._events.put_nowait(self._exchange.land(reply))
+                try:
+                    async for reply in replies:
+                        self._events.put_nowait(self._exchange.land(reply))
+                except grpc.aio.AioRpcError as error:
+                    if (status := await self._true(error)).code() is not grpc.StatusCode.OK:
+                        raise status from None
         except DistilqaError as error:
             end = error
         finally:
             self._events.put_nowait(end)
+
+    def _note_status(self, replies: Any) -> None:
+        """Called with each status that the call is given: of a message that could not be sent too, even last."""
+        with suppress(KeyError):  # one that gRPC does not know
+            code, details, trailing = map(_result, (replies.code(), replies.details(), replies.trailing_metadata()))
+            if details != _NOT_SENT and not self._status.done():
+                self._status.set_result(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
+
+    async def _true(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """What ended the call, where gRPC says that a message could not be sent: that is no more than what followed."""
+        if error.details() == _NOT_SENT:
+            await asyncio.wait((self._status,), timeout=_STATUS_S)
+        return self._status.result() if self._status.done() else error
+
+
+def _result(has_it: Coroutine[Any, Any, Any]) -> Any:
+    """Of a coroutine that need not wait for it."""
+    try:
+        has_it.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
 
 
 def _rest(

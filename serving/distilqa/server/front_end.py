@@ -19,8 +19,8 @@ from distilqa.server.address import bracketed
 from distilqa.server.admission import Counts, Permits
 from distilqa.server.connections import Connections
 from distilqa.server.health import Health
-from distilqa.server.interceptor import CallersOnly, NoMetadata
-from distilqa.server.log_messages import describe
+from distilqa.server.interceptor import CallersOnly
+from distilqa.server.log_messages import OfCallers, describe
 from distilqa.server.reflection import enable_reflection
 from distilqa.server.service import Limits, QuestionAnswering, Served, handlers
 from distilqa.server.settings import ServerSettings
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _WAITING_FACTOR = 4
 _LARGEST_MESSAGE_FACTOR = 2
 
-_NO_METADATA = NoMetadata()
+_OF_CALLERS = OfCallers()
 
 
 class FrontEnd(ABC):
@@ -65,7 +65,7 @@ class FrontEnd(ABC):
 
         ``address`` is where, and ``description`` what is served. Raises BindError, and what `_open` does.
         """
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_NO_METADATA)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_OF_CALLERS)
         callers, connections = self._access.callers, Connections(self._settings)
         self._server = grpc.aio.server(
             interceptors=() if callers is None else (CallersOnly(callers, self._model, self.calls),),

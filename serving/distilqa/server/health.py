@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from distilqa.errors import DistilqaError, InvalidRequest, Overloaded
-from distilqa.server.statuses import Context, Handler, receive, send, to_status
+from distilqa.server.statuses import Context, receive, to_status
 from distilqa_protos.v1 import SERVICE
 
 NAME = health.SERVICE_NAME
@@ -44,26 +44,32 @@ class Health:
         """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
         return grpc.method_handlers_generic_handler(
             NAME,
-            {"Check": self._handler(self._check, _MOST_CHECKS), "Watch": self._handler(self._watch, _MOST_WATCHERS)},
+            {
+                "Check": grpc.stream_unary_rpc_method_handler(self._handle(self._check, _MOST_CHECKS)),
+                "Watch": grpc.stream_stream_rpc_method_handler(self._handle(self._watch, _MOST_WATCHERS)),
+            },
         )
 
-    def _handler(self, method: Callable[[str, Context], Awaitable[None]], most: int) -> Handler:
-        """For so many calls of a method at a time. For gRPC it is one of a stream, which begins without its message."""
+    def _handle(
+        self, method: Callable[[str, Context], Awaitable[bytes | None]], most: int
+    ) -> Callable[[object, Context], Awaitable[bytes | None]]:
+        """So many calls of a method at a time. For gRPC their requests are a stream, since that begins without any."""
         calls = 0
 
-        async def handle(_requests: object, context: Context) -> None:
+        async def handle(_requests: object, context: Context) -> bytes | None:
             nonlocal calls
             calls += 1
             try:
                 if calls > most:
                     raise Overloaded(f"{most} such calls are under way")
-                await method(await self._asked(context), context)
+                return await method(await self._asked(context), context)
             except DistilqaError as error:
                 await context.abort(grpc.StatusCode[error.status], to_status(error).message)
+                raise
             finally:
                 calls -= 1
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+        return handle
 
     async def _asked(self, context: Context) -> str:
         """Of which service."""
@@ -72,10 +78,10 @@ class Health:
         except DecodeError as error:
             raise InvalidRequest("request", "is not a HealthCheckRequest") from error
 
-    async def _check(self, service: str, context: Context) -> None:
+    async def _check(self, service: str, context: Context) -> bytes:
         if service not in _NAMES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service is served here")
-        await send(context, _reply(self._status), self._message_s)
+        return _reply(self._status)
 
     async def _watch(self, service: str, context: Context) -> None:
         told = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -40,13 +39,6 @@ class CallersOnly(grpc.aio.ServerInterceptor):
             except Exception as error:  # gRPC would send the words of any that left here
                 return self._calls.refuse(method.removeprefix(_OWN), error)
         return await continuation(handler_call_details)
-
-
-class NoMetadata(logging.Filter):
-    """Drops what gRPC logs of metadata that it cannot decode: it quotes them, and they may hold a token."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Invalid encoding")
 
 
 def _authorization(details: grpc.HandlerCallDetails) -> str | None:

@@ -18,6 +18,16 @@ logger = logging.getLogger(__name__)
 _Key = TypeVar("_Key")
 
 
+class OfCallers(logging.Filter):
+    """Drops what gRPC logs of single callers, as errors: metadata that it cannot decode, which it quotes and which may
+    hold a token, and replies to who had left.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message, error = str(record.msg), str(record.exc_info[1]) if record.exc_info else ""
+        return not message.startswith("Invalid encoding") and not error.startswith('Failed "execute_batch"')
+
+
 def describe(manifest: Manifest, variant: str, device: str) -> str:
     """What is served, for people."""
     return f"{manifest.name} version {manifest.version} ({variant}, {device})"

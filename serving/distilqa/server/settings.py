@@ -106,9 +106,7 @@ class ServerSettings(BaseModel):
         description="requests of one AnswerStream that are worked on at a time; beyond them the server reads no"
         " further",
     )
-    message_s: float = Field(
-        20.0, gt=0, description="how long a call may take to send its message, or to take the reply, in seconds"
-    )
+    message_s: float = Field(20.0, gt=0, description="how long a call may take to send its message, in seconds")
     stream_idle_s: float = Field(
         300.0,
         gt=0,

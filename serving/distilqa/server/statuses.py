@@ -73,8 +73,8 @@ class IncomingCall:
 class Calls:
     """Makes methods into gRPC's handlers, and counts in ``outcomes`` how calls and the requests of streams end.
 
-    A call may take ``message_s`` seconds to send its message, and as long to take the reply; at most ``most_waiting``
-    do so at a time. gRPC itself would let any number of them wait for ever.
+    A call may take ``message_s`` seconds to send its message; at most ``most_waiting`` do so at a time. gRPC itself
+    would let any number of them wait for ever.
     """
 
     def __init__(self, *, message_s: float, most_waiting: int) -> None:
@@ -85,13 +85,16 @@ class Calls:
     def unary(self, name: str, method: Callable[[bytes, IncomingCall], Awaitable[bytes]]) -> Handler:
         """A handler for a method that takes one request and gives one reply.
 
-        For gRPC it is one of a stream, whose handler begins before the message is there.
+        For gRPC its requests are a stream, since that begins before a message is there.
         """
 
-        async def answer(call: IncomingCall) -> None:
-            await send(call.context, await method(await self._receive(call), call), self._message_s)
+        async def answer(call: IncomingCall) -> bytes:
+            return await method(await self._receive(call), call)
 
-        return self.stream(name, answer)
+        async def handle(_requests: object, context: Context) -> bytes | None:
+            return await self._handle(name, context, answer)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def stream(self, name: str, method: Callable[[IncomingCall], Awaitable[None]]) -> Handler:
         """A handler for a method that reads and writes as it likes."""
@@ -135,19 +138,22 @@ class Calls:
         finally:
             self._waiting -= 1
 
-    async def _handle(self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[None]]) -> None:
+    async def _handle(
+        self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[_Result]]
+    ) -> _Result | None:
         call = IncomingCall.of(context)
         try:
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
-            await method(call)
+            reply = await method(call)
         except asyncio.CancelledError as error:
             self.end(name, call, error)
             raise
         except Exception as error:
             self.end(name, call, error)
             await _abort(call, error)
-            return
+            return None
         self.end(name, call, None)
+        return reply
 
 
 async def receive(context: Context, within_s: float) -> bytes:
@@ -157,12 +163,6 @@ async def receive(context: Context, within_s: float) -> bytes:
         await asyncio.sleep(_GONE_S)  # where the caller has left, this is cancelled
         raise InvalidRequest("request", "is missing")
     return bytes(raw)
-
-
-async def send(context: Context, reply: bytes, within_s: float) -> None:
-    """Also to nobody, if the caller has left. Raises DeadlineExceeded where it is not taken."""
-    with suppress(grpc.aio.InternalError, grpc.aio.UsageError):
-        await in_time(context.write(reply), within_s, "message_s", "the reply was not taken")
 
 
 async def in_time(awaited: Awaitable[_Result], seconds: float, limit: str, problem: str) -> _Result:

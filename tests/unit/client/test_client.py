@@ -567,6 +567,20 @@ def test_a_stream_that_breaks_loses_nothing(kind: Any, end: Any, why: str) -> No
 
 
 @both
+def test_a_message_that_cannot_be_sent_does_not_hide_why(kind: Any) -> None:
+    """What gRPC says by asyncio of a message that meets the end of its stream replaces what the server had said."""
+
+    def refuse(_: object, context: Any) -> Iterator[pb.AnswerStreamResponse]:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        yield from ()
+
+    with scripted(refuse) as foreign:
+        for _ in range(20):
+            outcomes, _ = stream(kind, foreign.address, items(*map(str, range(100))))
+            assert {(type(outcome.error), str(outcome.error)) for outcome in outcomes} == {(Overloaded, "full")}
+
+
+@both
 @pytest.mark.parametrize(("end", "why"), ENDS)
 def test_a_stream_that_breaks_before_all_was_taken(kind: Any, end: Any, why: str) -> None:
     """What was taken has its outcomes, and then it is said that more was not."""
