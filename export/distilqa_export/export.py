@@ -105,11 +105,12 @@ def export(
             quantizer = Quantizer(fp32.path, windows, loaded.architecture, told)
             progress("quantise, and judge")
             made[_INT8] = release(quantizer, scratch, windows, judge.compare, max_f1_drop, progress)
-            _require_answers(made[_INT8], max_f1_drop)
+            _require_answers(made[_INT8], "int8", max_f1_drop)
 
         if _CUDA in variants:
             progress("pack for the GPU, in fp16, and judge")
             made[_CUDA] = release_packed(fp32.model, loaded.architecture, scratch, judge.compare, max_f1_drop, progress)
+            _require_answers(made[_CUDA], "fp16", max_f1_drop)
 
         if _FP32 in variants:
             made[_FP32] = _release_fp32(fp32, made, judge, progress)
@@ -219,12 +220,12 @@ def _calibration_windows(windower: Windower, texts: Sequence[samples.Sample], *,
     return windows
 
 
-def _require_answers(int8: Released, max_f1_drop: float) -> None:
+def _require_answers(released: Released, kind: str, max_f1_drop: float) -> None:
     """Where fp32 answers hardly anything, losing nothing means nothing. Raises ExportError."""
-    f1 = int8.compared.fp32_f1 if int8.compared else _LEAST_F1
+    f1 = released.compared.fp32_f1 if released.compared else _LEAST_F1
     if f1 < _LEAST_F1 and max_f1_drop < _ANY_DROP:
         raise ExportError(
-            f"fp32 itself has an F1 of {f1:.1f} on these questions, so that int8 cannot be judged by them. Are they in"
+            f"fp32 itself has an F1 of {f1:.1f} on these questions, so that {kind} cannot be judged by them. Are they in"
             f" the checkpoint's language, and is its head trained? {_OTHERS}; --max-f1-drop {_ANY_DROP:g} judges"
             " nothing"
         )

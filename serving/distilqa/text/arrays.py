@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 Float32 = npt.NDArray[np.float32]
 
 # One window's (start_logits, end_logits), each (length,).

@@ -37,7 +37,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from distilqa.errors import InferenceFailed
 from distilqa.text.answer import Answer
 from distilqa.text.arrays import Float32, Int64, Logits
-from distilqa.text.windows import MAX_ANSWER_CHARACTERS, Passage, Tokenized, Window
+from distilqa.text.windows import MAX_ANSWER_CHARACTERS, Passage, Tokenized, Window, runs
 
 _START, _END = 0, 1
 
@@ -101,8 +101,7 @@ def _parts(passage: Passage, max_answer_tokens: int, align_to_words: bool) -> _P
         begins |= np.bincount(passage.words)[passage.words] > max_answer_tokens
     else:
         begins[:] = True
-    firsts = np.flatnonzero(begins)
-    lasts = np.append(firsts[1:], len(begins)) - 1
+    firsts, lasts = runs(begins)
     return _Parts(np.cumsum(begins) - 1, firsts, lasts, passage.starts[firsts], passage.ends[lasts])
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from distilqa.errors import BundleError, InvalidRequest
-from distilqa.text.arrays import Int64
+from distilqa.text.arrays import Bool, Int64
 from distilqa.text.request import NO_WORDS, check_text
 
 DEFAULT_DOC_STRIDE = 128
@@ -56,8 +56,7 @@ class Passage:
     @property
     def is_blank(self) -> bool:
         """Whether nothing in it can be an answer: it has no words, or only such as nobody would read."""
-        firsts = np.flatnonzero(np.diff(self.words, prepend=-1))
-        lasts = np.append(firsts[1:], len(self.words)) - 1
+        firsts, lasts = runs(np.diff(self.words, prepend=-1) != 0)
         return not len(firsts) or bool((self.ends[lasts] - self.starts[firsts]).min() > MAX_ANSWER_CHARACTERS)
 
 
@@ -223,6 +222,12 @@ def _with_marks(text: str, ends: Int64) -> Int64:
         while ends[token] < len(text) and category(text[ends[token]]) == "Mn":
             ends[token] += 1
     return ends
+
+
+def runs(begins: Bool) -> tuple[Int64, Int64]:
+    """The first and the last token of each run of tokens, of which ``begins``, (n,), says where they begin."""
+    firsts = np.flatnonzero(begins)
+    return firsts, np.append(firsts[1:], len(begins)) - 1
 
 
 def cut(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -410,6 +410,18 @@ def test_fp16_that_loses_too_much_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(("variant", "kind"), [("cpu-int8", "int8"), ("cuda-fp16", "fp16")])
+def test_what_answers_nothing_judges_nothing(
+    distilbert: Path, evaluation: Path, tmp_path: Path, variant: str, kind: str
+) -> None:
+    """To lose nothing of that is easy; an untrained checkpoint can be exported nonetheless, and it says so."""
+    with pytest.raises(ExportError, match=rf"fp32 itself has an F1 of \d\.\d .* {kind} cannot be judged .* --eval FILE"):
+        export(str(distilbert), tmp_path / "refused", variants=[variant], evaluation=evaluation)
+    assert list(tmp_path.iterdir()) == []
+    made = export(str(distilbert), tmp_path / "made", variants=[variant], evaluation=evaluation, max_f1_drop=100)
+    assert made.data["evaluation"].endswith("; int8 and fp16 were not judged by it")
+
+
 @pytest.mark.parametrize("budget", [-0.1, float("nan"), float("inf")])
 def test_refuses_a_budget_that_is_none(budget: float, distilbert: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=f"max_f1_drop is {budget:g}, must be 0 or more points"):
