@@ -25,6 +25,7 @@ from distilqa.reader import Reader
 from distilqa.text.arrays import Int64
 from distilqa.text.windows import Tokenized, Windower
 from distilqa_export import samples
+from distilqa_export.checkpoint_files import CheckpointFiles
 from distilqa_export.errors import ExportError
 from distilqa_export.gate.check import check_fp32, check_tokens, runner
 from distilqa_export.gate.judge import Judge
@@ -61,7 +62,7 @@ _COMPARED_PASSAGES = 50
 
 
 def export(
-    checkpoint: str,
+    checkpoint: str | CheckpointFiles,
     target: Path,
     *,
     variants: Sequence[str] = VARIANTS,
@@ -72,7 +73,7 @@ def export(
     overwrite: bool = False,
     progress: Progress = lambda step: None,
 ) -> Manifest:
-    """Export a checkpoint (a folder or a hub id) to a bundle at ``target`` and return its manifest.
+    """Export a checkpoint (a folder, a hub id, or its files) to a bundle at ``target`` and return its manifest.
 
     ``calibration`` is a JSON lines file with ``question`` and ``context``, ``evaluation`` a SQuAD v1.1 file, both by
     default packaged samples; int8 may lose ``max_f1_drop`` points of F1 against fp32, and keeps matmuls in fp32 where
@@ -90,7 +91,7 @@ def export(
         scratch = Path(temporary)
         if _INT8 in variants:
             _require_exact_products(scratch)
-        progress(f"load {checkpoint}")
+        progress(f"load {checkpoint.origin if isinstance(checkpoint, CheckpointFiles) else checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
         windower = _open_windower(loaded)
         fp32 = _convert(loaded, scratch, progress)
@@ -225,8 +226,8 @@ def _require_answers(released: Released, kind: str, max_f1_drop: float) -> None:
     f1 = released.compared.fp32_f1 if released.compared else _LEAST_F1
     if f1 < _LEAST_F1 and max_f1_drop < _ANY_DROP:
         raise ExportError(
-            f"fp32 itself has an F1 of {f1:.1f} on these questions, so that {kind} cannot be judged by them. Are they in"
-            f" the checkpoint's language, and is its head trained? {_OTHERS}; --max-f1-drop {_ANY_DROP:g} judges"
+            f"fp32 itself has an F1 of {f1:.1f} on these questions, so that {kind} cannot be judged by them. Are they"
+            f" in the checkpoint's language, and is its head trained? {_OTHERS}; --max-f1-drop {_ANY_DROP:g} judges"
             " nothing"
         )
 

@@ -25,6 +25,9 @@ MAX_FP32_DIFFERENCE = 1e-3
 # (windows, tokens) of the inputs that fp32 is compared on; the last is cut to the longest window.
 _SHAPES = ((1, 8), (1, 61), (8, 16), (4, 128), (2, 333), (1, 384))
 
+# Ids that are shown of a window that is wrong.
+_SHOWN = 6
+
 Run = Callable[[Sequence[Int64]], Sequence[Float32]]
 
 
@@ -70,10 +73,26 @@ def check_tokens(checkpoint: Checkpoint, windower: Windower, texts: Sequence[str
     given = "".join(f" a {token} b" for token in own.get_added_vocab() if token and token not in roles)
     for text in (*texts, given):
         if text:
-            expected = own("Why", text, truncation=False, verbose=False)["input_ids"]
-            window = windower.tokenize("Why", [text]).windows[0].input_ids.tolist()
-            if window[:-1] != expected[: len(window) - 1]:
-                raise ExportError(f"the tokens of a window are not those of the checkpoint's tokenizer: {text[:80]!a}")
+            _check_text(checkpoint, windower, text)
+
+
+def _check_text(checkpoint: Checkpoint, windower: Windower, text: str) -> None:
+    expected = checkpoint.tokenizer("Why", text, truncation=False, verbose=False)
+    tokenized = windower.tokenize("Why", [text])
+    window, passage = tokenized.windows[0].input_ids, tokenized.passages[0]
+    pairs = [(window[:-1].tolist(), expected["input_ids"], "tokens")]
+    types = expected.get("token_type_ids", ())
+    if checkpoint.architecture.type == "bert" and any(types):  # or there is one, and the model was made so
+        pairs.append((token_types(window[None])[0, :-1].tolist(), types, "token types"))
+    for ours, theirs, name in pairs:
+        if ours != theirs[: len(ours)]:
+            raise ExportError(
+                f"the {name} of a window are not those of the checkpoint's tokenizer, which begin"
+                f" {theirs[:_SHOWN]} and not {ours[:_SHOWN]} for the question 'Why' on {text[:80]!a}"
+            )
+    shown = [text[start:end] for start, end in zip(passage.starts, passage.ends, strict=True)]
+    if spaced := next((one for one in shown if one != one.strip()), None):
+        raise ExportError(f"the tokenizer has tokens with the space beside them, {spaced!a:.40} say; needed is BERT's")
 
 
 def _torch_logits(checkpoint: Checkpoint, ids: Int64) -> Float32:

@@ -1,28 +1,13 @@
-"""Load a question-answering checkpoint, or refuse it with what was found and what is needed.
-
-Weights are read from safetensors only: no pickle is ever opened and no code from a checkpoint is run.
-"""
+"""Load a question-answering checkpoint, or refuse it with what was found and what is needed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import requests
 import torch
-from huggingface_hub import constants, model_info, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
-from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoTokenizer,
     BertForQuestionAnswering,
@@ -32,33 +17,12 @@ from transformers import (
 )
 
 from distilqa.bundle import Architecture, Source
+from distilqa_export.checkpoint_files import CheckpointFiles, find_checkpoint, listed
 from distilqa_export.errors import CheckpointError
 
 MODELS: dict[str, type[PreTrainedModel]] = {
     "distilbert": DistilBertForQuestionAnswering,
     "bert": BertForQuestionAnswering,
-}
-
-# All that is fetched from a hub: no pickles, no code.
-_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "README.md",
-]
-
-# How a file begins that stands for one.
-_LFS = b"version https://git-lfs"
-
-# What a config may not say, and what is needed instead.
-_NEEDED = {
-    "is_decoder": "needed is an encoder, whose tokens see all others",
-    "add_cross_attention": "needed is a model that reads one text",
-    "pruned_heads": "needed are layers of equally many heads",
 }
 
 # What changes how a model is called or computed, but not what it answers.
@@ -68,21 +32,14 @@ _AS_IT_ANSWERS = {
     "output_hidden_states": False,
     "return_dict": True,
     "torchscript": False,
+    "attn_implementation": "sdpa",
 }
-
-_LAYER = re.compile(r"\.layer\.(\d+)\.")
-
-_CONVERT = (
-    'python -c "import torch; from safetensors.torch import save_file; save_file({{name: tensor.clone() for name,'
-    " tensor in torch.load('{}', weights_only=True).items()}}, 'model.safetensors', {{'format': 'pt'}})\""
-)
 
 # The reference pipeline's window.
 _WINDOW_TOKENS = 384
 
-_MOST_LISTED = 3
-
 _TOKENIZER = "tokenizer.json"
+_ANY_LENGTH = 10**30
 _ROLES = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
 
 # Room for the longest question that is taken, and as much of the passage.
@@ -130,24 +87,23 @@ class Checkpoint:
         return replace(self, model=model)
 
 
-def load_checkpoint(checkpoint: str, revision: str | None = None) -> Checkpoint:
-    """Load a checkpoint from a local folder or, by its id, from the hub (``HF_ENDPOINT`` names another hub).
+def load_checkpoint(checkpoint: str | CheckpointFiles, revision: str | None = None) -> Checkpoint:
+    """Load a checkpoint: from its files, or a local folder, or by its id from the hub (``HF_ENDPOINT`` names another).
 
     ``revision`` is a branch, tag or commit of the hub. Raises CheckpointError if it cannot be had, or is anything
     but a DistilBERT or BERT question-answering model with all its tensors and its tokenizer.
     """
-    folder, commit = _fetch(checkpoint, revision)
-    _check_whole(folder)
-    config = _read_config(folder)
-    weights = _weight_files(folder)
-    _check_architecture(config, weights)
-    card = folder / "README.md"
-    model = _load_model(folder, MODELS[config["model_type"]])
+    files = checkpoint if isinstance(checkpoint, CheckpointFiles) else find_checkpoint(checkpoint, revision)
+    card = files.folder / "README.md"
+    model = _load_model(files.folder, MODELS[files.config["model_type"]])
+    tokenizer = _load_tokenizer(files.folder, model.config.vocab_size)
+    if files.config["model_type"] == "bert":
+        _unite_segments(model, tokenizer)
     return Checkpoint(
-        name=_origin(checkpoint).rsplit("/", 1)[-1],
+        name=files.origin.rsplit("/", 1)[-1],
         model=model,
-        tokenizer=_load_tokenizer(folder, model.config.vocab_size),
-        source=Source(_origin(checkpoint), commit, _digest(weights)),
+        tokenizer=tokenizer,
+        source=Source(files.origin, files.commit, files.weights_sha256),
         card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
     )
 
@@ -156,124 +112,6 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint as a local folder that `load_checkpoint` reads."""
     checkpoint.model.save_pretrained(folder, safe_serialization=True)
     checkpoint.tokenizer.save_pretrained(folder)
-
-
-def _origin(checkpoint: str) -> str:
-    """A folder by its name only: where it lay on the machine of the export means nothing elsewhere.
-
-    Line ends and the like in it would break what is printed of a bundle.
-    """
-    if not Path(checkpoint).is_dir():
-        return checkpoint
-    name = Path(checkpoint).resolve().name
-    return "".join(character if character.isprintable() and character != "`" else "_" for character in name)
-
-
-def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder with the checkpoint's files, and the hub's commit (None for a local folder)."""
-    if Path(checkpoint).is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
-        return Path(checkpoint), None
-    try:
-        folder = Path(_snapshot(checkpoint, revision))
-    except HFValidationError as error:
-        raise CheckpointError(f"{checkpoint!r} is neither a folder nor a hub id: {error}") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{checkpoint} is not a folder, and could not be fetched from the hub, which is out of reach"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}"
-        ) from error
-    return folder, folder.name
-
-
-def _snapshot(checkpoint: str, revision: str | None) -> str:
-    """Fetch a hub's checkpoint, or take it from the cache where the hub is out of reach."""
-    try:
-        # snapshot_download asks this too, but waits for a silent hub for ever.
-        revision = model_info(checkpoint, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
-        reached = True
-    except (requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled):
-        reached = False
-    return snapshot_download(checkpoint, revision=revision, allow_patterns=_FILES, local_files_only=not reached)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: no readable config.json ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}: config.json is not an object")
-    return config
-
-
-def _check_whole(folder: Path) -> None:
-    """Refuse what git or a broken download has left of a checkpoint."""
-    for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
-        with suppress(OSError), path.open("rb") as file:
-            if file.read(len(_LFS)) == _LFS:
-                raise CheckpointError(f"{path}: is a pointer to a file that git-lfs has not fetched (git lfs pull)")
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{index}: names no files of weights ({error!r:.200})") from error
-        if missing:
-            raise CheckpointError(f"{folder}: files of weights are missing: {_listed(missing)}")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if not pickles:
-        raise CheckpointError(f"{folder}: found no weights; they are needed as model.safetensors")
-    raise CheckpointError(
-        f"{folder}: found only {', '.join(pickles)}; weights are needed as model.safetensors, and pickles are never"
-        f" opened here. Of one that you trust this makes it, in its folder: {_CONVERT.format(pickles[0])}"
-    )
-
-
-def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
-    """Refuse what is not a BERT-like encoder with a question-answering head, before anything large is loaded."""
-    named = config.get("architectures")
-    architectures = ", ".join(map(str, named)) if isinstance(named, list) else "no architecture named"
-    found = f"{config.get('model_type')!r} ({architectures})"
-    if config.get("model_type") not in tuple(MODELS):
-        raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(sorted(MODELS))}")
-    for name, needed in _NEEDED.items():
-        if config.get(name):
-            raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")
-    names: set[str] = set()
-    for path in weights:
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                names.update(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is not a readable safetensors file ({error})") from error
-    if not {"qa_outputs.weight", "qa_outputs.bias"} <= names:
-        raise CheckpointError(f"found {found} without a question-answering head (tensors qa_outputs.weight and .bias)")
-    activation = config.get("activation" if config["model_type"] == "distilbert" else "hidden_act", "gelu")
-    if activation != "gelu":
-        raise CheckpointError(f"found the activation {activation!r}; needed is 'gelu'")
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
-    for name in ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"):
-        count = config.get(name, 1)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
-        there = len({found[1] for found in map(_LAYER.search, names) if found})
-        if name in ("n_layers", "num_hidden_layers") and name in config and count != there:
-            raise CheckpointError(f"found {name} {count} in config.json, and weights of {there} layers")
-    if "quantization_config" in config:
-        raise CheckpointError("found quantised weights (quantization_config); needed are plain ones")
 
 
 def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -290,15 +128,13 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         raise CheckpointError(f"{folder}: the model cannot be loaded ({error})") from error
     # transformers would initialise these at random and go on.
     if report["missing_keys"]:
-        raise CheckpointError(f"{folder}: tensors are missing: {_listed(sorted(report['missing_keys']))}")
+        raise CheckpointError(f"{folder}: tensors are missing: {listed(sorted(report['missing_keys']))}")
     unread = [name for name in report["unexpected_keys"] if ".layer." in name]
     if unread:
-        raise CheckpointError(f"{folder}: the config has no place for tensors: {_listed(sorted(unread))}")
+        raise CheckpointError(f"{folder}: the config has no place for tensors: {listed(sorted(unread))}")
     if model.config.max_position_embeddings < _LEAST_POSITIONS:
         positions = model.config.max_position_embeddings
         raise CheckpointError(f"the model has {positions} positions; needed are at least {_LEAST_POSITIONS}")
-    if getattr(model.config, "type_vocab_size", 2) < 2:
-        raise CheckpointError("the model has 1 token type; needed are 2, question and passage")
     if model.config.num_labels != 2:
         raise CheckpointError(f"the head has {model.config.num_labels} outputs; needed are 2, start and end")
     others = {str(tensor.dtype) for tensor in model.parameters()} - {"torch.float32"}
@@ -307,51 +143,70 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{folder}: tensors hold values that are not finite: {', '.join(broken)}")
-    return model.eval()
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros((1, 2), dtype=torch.long))
+    except Exception as error:  # a config may have text where numbers are needed
+        raise CheckpointError(f"{folder}: the model cannot be run ({error})") from error
+    return model
+
+
+def _unite_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Make the second of BERT's segments the first, where the tokenizer tells of no other.
+
+    transformers gives such a model the first for all tokens; a bundle always tells question and passage apart.
+    """
+    types = set(tokenizer("a", "b").get("token_type_ids", ()))
+    embeddings = model.bert.embeddings.token_type_embeddings
+    if types <= {0}:
+        embeddings.weight = torch.nn.Parameter(embeddings.weight[:1].detach().repeat(2, 1))
+        embeddings.num_embeddings = model.config.type_vocab_size = 2
+    elif max(types) >= embeddings.num_embeddings:
+        raise CheckpointError(
+            f"the tokenizer tells of {max(types) + 1} token types, the model has {embeddings.num_embeddings}"
+        )
 
 
 def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     if not any((folder / name).is_file() for name in (_TOKENIZER, "vocab.txt")):
         raise CheckpointError(f"{folder}: no tokenizer; needed is {_TOKENIZER} or vocab.txt")
+    kind, options = _reading(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # tokenizers raises bare Exception
-        # Newer versions of transformers write what this one cannot read, and nothing that is needed.
-        tokenizer = _tokenizer_alone(folder)
-        if tokenizer is None:
-            raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
         raise CheckpointError(f"{folder}: found a {type(tokenizer).__name__}; needed is BERT's WordPiece tokenizer")
+    if tokenizer.padding_side != "right":
+        raise CheckpointError(
+            f"{folder}: found the padding side {tokenizer.padding_side!r}, with which transformers puts the passage"
+            " before the question; needed is 'right'"
+        )
     # A blank line at the end of vocab.txt is a token too, which no text becomes.
-    largest = max(id for token, id in tokenizer.get_vocab().items() if token)
+    largest, token = max((id, token) for token, id in tokenizer.get_vocab().items() if token)
     if largest >= vocabulary:
         raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {largest}, the model's vocabulary has {vocabulary}"
+            f"{folder}: the tokenizer has ids up to {largest} ({token!a:.40}), the model's vocabulary has {vocabulary}"
         )
     return tokenizer
 
 
-def _tokenizer_alone(folder: Path) -> PreTrainedTokenizerFast | None:
-    """The tokenizer by its own file, with [CLS] and [SEP] as tokenizer_config.json calls them; None if that fails."""
+def _reading(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """What reads a tokenizer, and its options: transformers 5 writes some things as this version cannot read them."""
+    options: dict[str, Any] = {"model_max_length": _ANY_LENGTH}
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        names = {f"{role}_token": config.get(f"{role}_token", name) for role, name in _ROLES.items()}
-        return PreTrainedTokenizerFast(tokenizer_file=str(folder / _TOKENIZER), **names)
-    except Exception:  # tokenizers raises bare Exception
-        return None
-
-
-def _listed(names: list[str]) -> str:
-    """A few of them: a config may ask for hundreds."""
-    return ", ".join(names[:_MOST_LISTED]) + (
-        f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    )
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+        config: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except OSError:
+        config = {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: tokenizer_config.json cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder}: tokenizer_config.json is not an object")
+    if isinstance(extra := config.get("extra_special_tokens"), list):
+        options |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    if config.get("tokenizer_class") != "TokenizersBackend":
+        return AutoTokenizer, options | {"use_fast": True, "trust_remote_code": False}
+    names = {f"{role}_token": name for role, name in _ROLES.items() if f"{role}_token" not in config}
+    return PreTrainedTokenizerFast, options | names | {
+        "model_input_names": config.get("model_input_names", ["input_ids", "attention_mask"])
+    }

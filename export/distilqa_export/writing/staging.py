@@ -22,7 +22,7 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     final name. Raises BundleError if ``target`` exists and ``overwrite`` is not set, or is something other than a
     bundle or an empty directory.
     """
-    _refuse_unless_replaceable(target, overwrite)
+    refuse_unless_replaceable(target, overwrite)
     target = Path(os.path.realpath(target))  # a link stays a link, to the new bundle
     made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def staged(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         staging.chmod(0o755)
         for path in (*staging.iterdir(), staging):
             _sync(path)
-        _refuse_unless_replaceable(target, overwrite)  # another export may have been there meanwhile
+        refuse_unless_replaceable(target, overwrite)  # another export may have been there meanwhile
         if target.exists():
             _replace(target, staging)
         else:
@@ -58,7 +58,7 @@ def _replace(target: Path, staging: Path) -> None:
         shutil.rmtree(old)
 
 
-def _refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
+def refuse_unless_replaceable(target: Path, overwrite: bool) -> None:
     if not target.exists():
         if target.is_symlink():
             raise BundleError(f"{target} is a link that leads nowhere")

@@ -48,24 +48,34 @@ def _run(arguments: argparse.Namespace) -> int:
     # PyTorch's libraries talk on stderr; what they say is not about this command.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    began = time.monotonic()
+
+    def progress(step: str) -> None:
+        print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True)
+
     try:
+        from distilqa_export.checkpoint_files import find_checkpoint
+        from distilqa_export.writing.staging import refuse_unless_replaceable
+
+        # What cannot be is said before PyTorch is imported, which takes seconds.
+        refuse_unless_replaceable(arguments.output, arguments.overwrite)
+        progress(f"find {arguments.checkpoint}")
+        files = find_checkpoint(arguments.checkpoint, arguments.revision)
         from distilqa_export.export import MAX_F1_DROP, export
     except ImportError as error:
         raise MissingDependency(
             f"the exporter is not installed: {installing('export,cpu')} (or gpu for cpu; {error})"
         ) from error
-    began = time.monotonic()
     with _exit_on_sigterm():
         manifest = export(
-            arguments.checkpoint,
+            files,
             arguments.output,
             variants=arguments.variant or VARIANTS,
             calibration=arguments.calibration,
             evaluation=arguments.eval,
             max_f1_drop=MAX_F1_DROP if arguments.max_f1_drop is None else arguments.max_f1_drop,
-            revision=arguments.revision,
             overwrite=arguments.overwrite,
-            progress=lambda step: print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True),
+            progress=progress,
         )
     for name, variant in manifest.variants.items():
         measured = ", ".join(f"{measure} {text}" for measure, text in variant.shown().items())

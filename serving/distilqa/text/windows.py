@@ -110,7 +110,7 @@ class Windower:
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int) -> None:
         try:
-            self._cls, self._sep = _roles(Tokenizer.from_str(tokenizer_json))
+            self._cls, self._sep = _roles(tokenizer_json)
             content = json.loads(tokenizer_json)
             for token in content.get("added_tokens") or ():
                 token["special"] = token["id"] in (self._cls, self._sep)
@@ -190,8 +190,11 @@ class Windower:
         return encoding
 
 
-def _roles(tokenizer: Tokenizer) -> tuple[int, int]:
+def _roles(tokenizer_json: str) -> tuple[int, int]:
     """The ids of [CLS] and [SEP], by what is put around two texts, or by their names. Raises BundleError."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()  # which training leaves there
+    tokenizer.no_truncation()
     pair = tokenizer.encode("a", "a")
     around = [id for id, special in zip(pair.ids, pair.special_tokens_mask, strict=True) if special]
     if len(around) == 3 and around[1] == around[2] == pair.ids[-1] and around[0] == pair.ids[0]:

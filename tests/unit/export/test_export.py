@@ -415,7 +415,7 @@ def test_what_answers_nothing_judges_nothing(
     distilbert: Path, evaluation: Path, tmp_path: Path, variant: str, kind: str
 ) -> None:
     """To lose nothing of that is easy; an untrained checkpoint can be exported nonetheless, and it says so."""
-    with pytest.raises(ExportError, match=rf"fp32 itself has an F1 of \d\.\d .* {kind} cannot be judged .* --eval FILE"):
+    with pytest.raises(ExportError, match=rf"fp32 itself has an F1 of \d\.\d .* {kind} cannot be judged"):
         export(str(distilbert), tmp_path / "refused", variants=[variant], evaluation=evaluation)
     assert list(tmp_path.iterdir()) == []
     made = export(str(distilbert), tmp_path / "made", variants=[variant], evaluation=evaluation, max_f1_drop=100)

@@ -111,9 +111,9 @@ HEAD = "qa_outputs.weight"
 
 # Each damage to a tiny DistilBERT checkpoint, and what the refusal must say.
 REFUSALS: dict[str, tuple[Damage, str | None]] = {
-    "no config": (remove("config.json"), "no readable config.json"),
-    "broken config": (write("config.json", b'{"model_type": '), "no readable config.json"),
-    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "no readable config.json"),
+    "no config": (remove("config.json"), "no config.json"),
+    "broken config": (write("config.json", b'{"model_type": '), "no config.json"),
+    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "no config.json"),
     "config a list": (write("config.json", b"[]"), "config.json is not an object"),
     "gpt2": (config(model_type="gpt2"), r"found a model of type 'gpt2' \(Dist.*\); needed is one of bert, distilbert"),
     "roberta": (config(model_type="roberta"), "found a model of type 'roberta'"),
