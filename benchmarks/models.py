@@ -57,13 +57,11 @@ def bert(given: str | None = None) -> Path:
 
     def make(target: Path) -> None:
         import torch
-        from transformers import BertConfig, BertForQuestionAnswering
-
-        from distilqa_export.graph.checkpoint import load_checkpoint
+        from transformers import BertConfig, BertForQuestionAnswering, BertTokenizerFast
 
         torch.manual_seed(0)
         BertForQuestionAnswering(BertConfig()).save_pretrained(target)
-        load_checkpoint(str(CHECKPOINT)).tokenizer.save_pretrained(target)
+        BertTokenizerFast.from_pretrained(CHECKPOINT).save_pretrained(target)
 
     return _made("checkpoint", "bert-base-random", make)
 

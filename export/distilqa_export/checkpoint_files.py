@@ -47,12 +47,14 @@ _FILES = [
 # How a file begins that stands for one.
 _LFS = b"version https://git-lfs"
 
+_QUANTIZED = "quantization_config"
+
 # What a config may not say, and what is needed instead.
 _NEEDED = {
     "is_decoder": "needed is an encoder, whose tokens see all others",
     "add_cross_attention": "needed is a model that reads one text",
     "pruned_heads": "needed are layers of equally many heads",
-    "quantization_config": "needed are plain weights, not quantised ones",
+    _QUANTIZED: "needed are plain weights, not quantised ones, and no such key",
     "auto_map": "needed is a model without code of its own, which is never run here",
 }
 
@@ -209,7 +211,7 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
         older = "" if kind else ' (of older checkpoints config.json does not say: "model_type": "bert" there does)'
         raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(MODEL_TYPES)}{older}")
     for name, needed in _NEEDED.items():
-        if config.get(name):
+        if config.get(name) or (name == _QUANTIZED and name in config):  # which transformers cannot read empty
             raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")
     names = _tensor_names(weights)
     _check_names(found, f"{kind}.", names)
@@ -247,7 +249,7 @@ def _check_names(found: str, prefix: str, names: set[str]) -> None:
         raise CheckpointError(f"found {found} without a question-answering head (tensors {' and '.join(_HEAD)}){hint}")
     if not any(name.startswith(prefix) for name in names):
         raise CheckpointError(
-            f"found {found} without tensors named {prefix}...; found {listed(sorted(names - set(_HEAD)))}"
+            f"found {found} without tensors named {prefix}*; found {listed(sorted(names - set(_HEAD)))}"
         )
 
 

@@ -7,11 +7,13 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tests.conftest import CHECKPOINT
 
 from distilqa.cli.ask import _read_passage, _show
 from distilqa.cli.eval import _check_writable, _write_whole
@@ -352,9 +354,19 @@ def test_export_is_stopped_and_leaves_the_signal_as_it_was(monkeypatch: pytest.M
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("distilqa_export.export.export", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
-        main(["export", "checkpoint", "-o", "bundle"])
+        main(["export", str(CHECKPOINT), "-o", "bundle"])
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_cannot_be_exported_is_refused_before_pytorch_is_there(tmp_path: Path) -> None:
+    """Its import takes seconds."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "other").write_text("")
+    code = "import sys; from distilqa.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    for checkpoint, target in ((tmp_path / "nothing", "b"), (tmp_path, "b"), (CHECKPOINT, tmp_path)):
+        command = [sys.executable, "-c", code, "export", str(checkpoint), "-o", str(target)]
+        assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "1 False\n"
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:

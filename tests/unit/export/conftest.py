@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from transformers import BertConfig, DistilBertConfig, PreTrainedModel
+from transformers import BertConfig, BertTokenizerFast, DistilBertConfig, PreTrainedModel
 
 from distilqa.engine.segments import token_types
 from distilqa.engine.session import open_session
@@ -63,6 +63,8 @@ def save_with_tokenizer(model: PreTrainedModel, folder: Path, checkpoint: Path) 
     model.save_pretrained(folder)
     for name in _TOKENIZER_FILES:
         shutil.copy(checkpoint / name, folder / name)
+    if model.config.model_type == "bert":  # whose tokenizer tells the segments too
+        BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
     return folder
 
 

@@ -186,8 +186,11 @@ def test_separators_written_out_are_text(windower: Windower, tokenizer: Tokenize
 
 
 def test_separators_are_known_by_their_role(tokenizer_json: str) -> None:
-    """Not by their names, which some checkpoints have as <s> and </s>."""
-    renamed = tokenizer_json.replace("[CLS]", "<s>").replace("[SEP]", "</s>")
+    """Not by their names, which some checkpoints have as <s> and </s>, and also where training has left its padding."""
+    trained = Tokenizer.from_str(tokenizer_json)
+    trained.enable_padding(length=64)
+    trained.enable_truncation(4)
+    renamed = trained.to_str().replace("[CLS]", "<s>").replace("[SEP]", "</s>")
     windows = [
         Windower(content, max_tokens=64).tokenize("Who?", [f"A {name} b."]).windows[0].input_ids.tolist()
         for content, name in ((tokenizer_json, "fox"), (renamed, "fox"), (renamed, "</s>"))

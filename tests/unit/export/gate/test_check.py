@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ import onnx_ir as ir
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.unit.export.conftest import random_model, save_with_tokenizer
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distilqa.engine.session import open_session
 from distilqa.text.arrays import Float32, Int64
@@ -104,8 +106,21 @@ def test_a_checkpoints_own_tokens_are_tokens_in_a_text(checkpoint: Path, tmp_pat
 
 def test_refuses_windows_of_other_tokens(checkpoint: Path, tmp_path: Path, tiny: Checkpoint) -> None:
     loaded = given_tokens(checkpoint, tmp_path / "given")
-    with pytest.raises(ExportError, match=r"not those of the checkpoint's tokenizer: ' a .*\[PAR\] b"):
+    with pytest.raises(ExportError, match=r"tokens of a window are not those of .*' a .*\[PAR\] b"):
         check_tokens(loaded, Windower(tiny.tokenizer_json, max_tokens=64), [FOX])
+
+
+def test_refuses_tokens_with_spaces(tiny: Checkpoint) -> None:
+    """Answers would begin with them."""
+    content = json.loads(tiny.tokenizer_json)
+    content["added_tokens"].append(
+        {"id": 1, "content": "fox", "lstrip": True, "rstrip": False, "single_word": False, "normalized": True,
+         "special": False}
+    )  # fmt: skip
+    text = json.dumps(content)
+    spaced = replace(tiny, tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text)))
+    with pytest.raises(ExportError, match=r"tokens with the space beside them, ' fox' say"):
+        check_tokens(spaced, Windower(text, max_tokens=64), [FOX])
 
 
 def test_logits_of_runs_each_window_alone(run: Run, tiny: Checkpoint) -> None:

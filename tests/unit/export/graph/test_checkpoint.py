@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,18 @@ def one_segment(folder: Path) -> None:
     config(type_vocab_size=1)(folder)
 
 
+def move_below(folder: Path) -> None:
+    (folder / "checkpoint-500").mkdir()
+    (folder / "config.json").rename(folder / "checkpoint-500" / "config.json")
+
+
 HEAD = "qa_outputs.weight"
 
 # Each damage to a tiny DistilBERT checkpoint, and what the refusal must say.
 REFUSALS: dict[str, tuple[Damage, str | None]] = {
     "no config": (remove("config.json"), "no config.json"),
-    "broken config": (write("config.json", b'{"model_type": '), "no config.json"),
-    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "no config.json"),
+    "broken config": (write("config.json", b'{"model_type": '), "no readable config.json"),
+    "config not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), "no readable config.json"),
     "config a list": (write("config.json", b"[]"), "config.json is not an object"),
     "gpt2": (config(model_type="gpt2"), r"found a model of type 'gpt2' \(Dist.*\); needed is one of bert, distilbert"),
     "roberta": (config(model_type="roberta"), "found a model of type 'roberta'"),
@@ -141,10 +147,10 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         both(edit("tokenizer_config.json", tokenizer_class="Nobodys"), remove("tokenizer.json")),
         "the tokenizer cannot be read",
     ),
-    "larger tokenizer": (add_token, "the tokenizer has ids up to 30522, the model's vocabulary has 30522"),
+    "larger tokenizer": (add_token, r"the tokenizer has ids up to 30522 \('zzyzx'\), the model's vocabulary has 30522"),
     "larger tokenizer, default vocabulary": (
         both(add_token, config(vocab_size=...)),
-        "the tokenizer has ids up to 30522, the model's vocabulary has 30522",
+        r"the tokenizer has ids up to 30522 \('zzyzx'\), the model's vocabulary has 30522",
     ),
     "three labels": (three_labels, "num_labels should be 2, but it is 3"),
     "other width": (config(dim=64), "size mismatch"),
@@ -178,6 +184,21 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         "quantization_config",
     ),
     "few positions": (few_positions, "16 positions"),
+    "quantised, or not": (config(quantization_config=None), "quantization_config None in config.json"),
+    "an adapter beside": (write("adapter_config.json", b"{}"), r"found an adapter .* merge_and_unload"),
+    "code of its own": (config(auto_map={"AutoModelForQuestionAnswering": "a.B"}), "found auto_map .* never run here"),
+    "names of a parallel run": (
+        tensors(lambda values: [values.update({f"module.{name}": values.pop(name)}) for name in list(values)]),
+        r"without a question-answering head .*; found module\.qa_outputs\.bias, module\.qa_outputs\.weight, under",
+    ),
+    "names of BERT": (
+        tensors(lambda values: [values.update({one.removeprefix("distil"): values.pop(one)}) for one in list(values)]),
+        r"without tensors named distilbert\.\*; found bert\.embeddings\.",
+    ),
+    "a bundle": (both(remove("config.json"), write("manifest.json", b"{}")), "is a bundle, and needs no export"),
+    "in a folder below": (move_below, "no config.json; is .*checkpoint-500 meant[?]"),
+    "padded on the left": (edit("tokenizer_config.json", padding_side="left"), "found the padding side 'left'"),
+    "tokenizer's config a list": (write("tokenizer_config.json", b"[]"), "tokenizer_config.json is not an object"),
 }
 
 
@@ -196,7 +217,7 @@ BERT_REFUSALS: dict[str, tuple[Damage, str]] = {
     "relative positions": (config(position_embedding_type="relative_key"), "'relative_key' position embeddings"),
     "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
     "other width": (config(hidden_size=64), "size mismatch"),
-    "one segment": (one_segment, "token type"),
+    "one segment": (one_segment, "the tokenizer tells of 2 token types, the model has 1"),
 }
 
 
@@ -210,7 +231,7 @@ def test_refuses_bert(damage: Damage, message: str, make_tiny: MakeTiny, tmp_pat
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nothing-here", "/no/such/folder", "two words"])
 def test_refuses_what_is_neither_folder_nor_hub_id(name: str) -> None:
-    with pytest.raises(CheckpointError, match="is neither a folder nor a hub id"):
+    with pytest.raises(CheckpointError, match="is neither a folder nor an id of the hub"):
         load_checkpoint(name)
 
 
@@ -288,7 +309,7 @@ def test_flags_that_change_no_answer_change_nothing(
 # As transformers 5 writes them, which 4 cannot read; and what the tokens in a text are then.
 NEWER: dict[str, Damage] = {
     "a class of its own": edit("tokenizer_config.json", tokenizer_class="TokenizersBackend", backend="tokenizers"),
-    "a list of extra tokens": edit("tokenizer_config.json", extra_special_tokens=["[PAR]", "[TLE]"]),
+    "a list of extra tokens": edit("tokenizer_config.json", extra_special_tokens=["[unused1]", "[unused2]"]),
 }
 
 
@@ -309,6 +330,32 @@ def test_loads_tokenizers_of_a_newer_transformers(
     ]
     assert windows[0] == windows[1]
     assert (loaded.tokenizer.cls_token_id, loaded.tokenizer.sep_token_id) == (101, 102)
+
+
+SEGMENTS: dict[str, tuple[Damage, bool]] = {
+    "as ever": (lambda folder: None, True),
+    "none": (edit("tokenizer_config.json", model_input_names=["input_ids", "attention_mask"]), False),
+    "none by its class": (edit("tokenizer_config.json", tokenizer_class="TokenizersBackend"), False),
+    "one": (both(edit("tokenizer_config.json", model_input_names=["input_ids"]), one_segment), False),
+}
+
+
+@pytest.mark.parametrize(("change", "two"), SEGMENTS.values(), ids=SEGMENTS)
+def test_bert_has_the_segments_that_its_tokenizer_tells_of(
+    change: Damage, two: bool, make_tiny: MakeTiny, tmp_path: Path
+) -> None:
+    """transformers gives the model the first where it tells of none."""
+    folder = make_tiny(tmp_path / "checkpoint", "bert")
+    change(folder)
+    loaded = load_checkpoint(str(folder))
+    ids = torch.tensor([[101, 2040, 102, 2002, 102]])
+    told = loaded.tokenizer("a", "b").get("token_type_ids")
+    assert (told is not None) == two
+    with torch.inference_mode():
+        first, second = (
+            loaded.model(ids, token_type_ids=torch.tensor([types])).start_logits for types in ([0] * 5, [0, 0, 0, 1, 1])
+        )
+    assert torch.equal(first, second) != two
 
 
 def test_loads_a_vocabulary_that_ends_with_a_blank_line(make_tiny: MakeTiny, tmp_path: Path) -> None:
@@ -376,19 +423,20 @@ class _Trap:
         return os.mkdir, (str(self.mark),)
 
 
-# Where a checkpoint can name code of its own.
-REMOTE_CODE: dict[str, Damage] = {
-    "model": config(auto_map={"AutoConfig": "code.Config", "AutoModelForQuestionAnswering": "code.Model"}),
-    "tokenizer": edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}),
-    "tokenizer of an unknown class": edit(
-        "tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}
+# Where a checkpoint can name code of its own, and whether there is another way to read it.
+REMOTE_CODE: dict[str, tuple[Damage, bool]] = {
+    "model": (config(auto_map={"AutoConfig": "code.Config", "AutoModelForQuestionAnswering": "code.Model"}), False),
+    "tokenizer": (edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}), True),
+    "tokenizer of an unknown class": (
+        edit("tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["code.Slow", "code.Fast"]}),
+        False,
     ),
 }
 
 
-@pytest.mark.parametrize("name_code", REMOTE_CODE.values(), ids=REMOTE_CODE)
+@pytest.mark.parametrize(("name_code", "loads"), REMOTE_CODE.values(), ids=REMOTE_CODE)
 def test_never_runs_code_of_a_checkpoint(
-    name_code: Damage, make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name_code: Damage, loads: bool, make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even if somebody at the terminal would say yes."""
     folder, mark = make_tiny(tmp_path / "checkpoint"), tmp_path / "ran"
@@ -402,7 +450,8 @@ def test_never_runs_code_of_a_checkpoint(
 
     monkeypatch.setattr("builtins.input", say_yes)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    load_checkpoint(str(folder))
+    with nullcontext() if loads else pytest.raises(CheckpointError, match=r"auto_map|tokenizer cannot be read"):
+        load_checkpoint(str(folder))
     assert not mark.exists()
     assert asked == []
 
