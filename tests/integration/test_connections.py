@@ -173,18 +173,38 @@ async def test_a_message_that_does_not_come_is_not_waited_for(
         assert server.calls.outcomes == ({} if service == HEALTH else {"DEADLINE_EXCEEDED message_s": 1})
 
 
-async def test_calls_without_a_message_are_bounded(bundle: Path) -> None:
+async def test_calls_without_a_message_are_bounded_and_shut_nobody_out(bundle: Path) -> None:
     async with held_server(bundle, max_requests=1) as (server, engine), connected(server.address) as peer:
-        waiting = [peer.call("Answer") for _ in range(4)]
-        refused = peer.call("Answer", data=REQUEST, end=True)
-        assert await peer.status(refused) == (EXHAUSTED, "4 calls have not sent their message yet")
-        assert server.calls.outcomes == {"RESOURCE_EXHAUSTED max_requests": 1}
-        peer.h2.reset_stream(waiting[0])
-        peer.send()
-        while server.calls.outcomes["CANCELLED"] == 0:
-            await asyncio.sleep(0.01)
         engine.release.set()
+        waiting = [peer.call("Answer") for _ in range(4)]
         assert await peer.status(peer.call("Answer", data=REQUEST, end=True)) == (OK, "")
+        problem = "4 calls have not sent their message, and this one has waited longest (max_requests); try again in"
+        assert await peer.status(waiting[0]) == (EXHAUSTED, f"{problem} 0.1 s")
+        assert server.calls.outcomes == {"OK": 1, "RESOURCE_EXHAUSTED max_requests": 1}
+        peer.h2.send_data(waiting[1], REQUEST, end_stream=True)
+        peer.send()
+        assert await peer.status(waiting[1]) == (OK, "")
+
+
+async def test_probes_without_a_message_shut_nobody_out(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_MOST_WAITING", 2)
+    async with held_server(bundle) as (server, _), connected(server.address) as peer:
+        waiting = [peer.call(method, HEALTH) for method in ("Check", "Watch")]
+        assert await watch(server.address) == [SERVING]
+        assert (await peer.status(waiting[0]))[0] == EXHAUSTED
+
+
+async def test_a_stop_ends_calls_that_have_not_sent_their_message(bundle: Path) -> None:
+    async with held_server(bundle) as (server, _), connected(server.address) as peer:
+        calls = [
+            peer.call(method, service, data=sent)
+            for service, method in ((SERVICE, "Answer"), (SERVICE, "GetModel"), (HEALTH, "Check"), (HEALTH, "Watch"))
+            for sent in (None, framed(b"abc", length=1000))
+        ]
+        assert await watch(server.address) == [SERVING]  # so that those before are there too
+        await server.stop(2)
+        for call in calls:
+            assert await peer.status(call) == (UNAVAILABLE, "the server is stopping")
 
 
 async def test_a_reply_that_is_not_taken_keeps_nobody_waiting(bundle: Path) -> None:
@@ -214,6 +234,20 @@ async def test_an_idle_stream_is_ended(bundle: Path) -> None:
             assert await busy.status(second) == (DEADLINE, "no request came within 0.5 s")
             assert server._permits.streams == 0
         assert server.calls.outcomes == {"DEADLINE_EXCEEDED stream_idle_s": 2, "OK": 1}
+
+
+async def test_a_stream_is_idle_from_its_last_reply_on(bundle: Path) -> None:
+    async with held_server(bundle, stream_idle_s=1) as (server, engine), connected(server.address) as peer:
+        asked = pb.AnswerStreamRequest(id="a", request=pb.AnswerRequest.FromString(REQUEST[5:]))
+        item = framed(asked.SerializeToString())
+        stream = peer.call("AnswerStream", data=item)
+        await asyncio.sleep(0.8)
+        engine.release.set()
+        await peer.event(h2.events.DataReceived)
+        await asyncio.sleep(0.6)
+        peer.h2.send_data(stream, item, end_stream=True)
+        peer.send()
+        assert await peer.status(stream) == (OK, "")
 
 
 async def test_a_stream_that_takes_no_reply_is_ended(bundle: Path) -> None:
@@ -266,12 +300,21 @@ async def test_watchers_are_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(health, "_MOST_WATCHERS", 2)
     async with held_server(bundle) as (server, _), connected(server.address) as peer:
         calls = [peer.call("Watch", HEALTH, data=framed(b""), end=True) for _ in range(3)]
-        assert await peer.status(calls[2]) == (EXHAUSTED, "2 such calls are under way")
+        assert await peer.status(calls[2]) == (EXHAUSTED, "2 watchers are there")
         peer.close()
         while True:  # a moment later
             with suppress(grpc.RpcError):
                 assert await watch(server.address) == [SERVING]
                 return
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff", b"\x1a\x01\xff"], ids=["no message", "not UTF-8"])
+async def test_a_lookup_that_is_none(bundle: Path, raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with held_server(bundle) as (server, _), connected(server.address) as peer:
+        call = peer.call("ServerReflectionInfo", "grpc.reflection.v1alpha.ServerReflection", data=framed(raw))
+        invalid = str(grpc.StatusCode.INVALID_ARGUMENT.value[0])
+        assert await peer.status(call) == (invalid, "request: is not a ServerReflectionRequest")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_lookups_are_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

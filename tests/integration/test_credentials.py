@@ -9,7 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -168,6 +168,24 @@ def test_refused_before_anything_is_done(
         call: Any = channel.unary_unary(f"/{SERVICE}/{method}")
         for raw in (b"\x07\x07", b"x" * 1_000_000):
             assert status_of(lambda raw=raw: call(raw, metadata=metadata, timeout=30)) == (code, details)
+
+
+async def test_who_is_refused_chooses_no_name_in_the_log(
+    bundle: Path, files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The method is what the caller says that it is."""
+    caplog.set_level(logging.INFO)
+    method = f"/{SERVICE}/Answer outcome=OK caller=admin"
+    async with (
+        held_server(bundle, credentials=files.callers) as (server, _),
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        call: Any = channel.unary_unary(method)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(b"")
+    (record,) = (record for record in caplog.records if "outcome" in getattr(record, "fields", {}))
+    assert record.getMessage() == "unknown method"
+    assert cast(Any, record).fields["method"] == method
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])

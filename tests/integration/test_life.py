@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,35 @@ class TestTerminal:
             log = process.communicate(timeout=60)[1]
         assert process.returncode == 0
         assert [json.loads(line)["message"] for line in log.splitlines()][-1] == "stopped"
+
+    def test_a_stdout_that_nobody_reads_holds_no_server_up(self, bundle: Path) -> None:
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(write, bytes(4096))
+        os.set_blocking(write, True)
+        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
+        with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+            os.close(write)
+            assert process.stderr is not None
+            address = next(entry["address"] for entry in map(json.loads, process.stderr) if "address" in entry)
+            assert ask(address, PASSAGE) == "the lazy dog"
+            process.terminate()
+            assert process.wait(60) == 0
+        os.close(read)
+
+    def test_a_pipe_that_nobody_writes_to_can_be_interrupted(self, bundle: Path, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "callers.toml")
+        command = [*CLI, "serve", str(bundle), "--port", "0", "--credentials", str(tmp_path / "callers.toml")]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            while True:
+                with suppress(OSError):  # until it reads
+                    write = os.open(tmp_path / "callers.toml", os.O_WRONLY | os.O_NONBLOCK)
+                    break
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM
+            os.close(write)
 
     @pytest.mark.parametrize("module", ["cli.main", "cli.serve", "server.app", "server.single_process", "engine.open"])
     def test_an_interrupt_while_it_is_loaded_is_no_traceback(self, bundle: Path, tmp_path: Path, module: str) -> None:

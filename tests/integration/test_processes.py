@@ -26,6 +26,7 @@ from distilqa.errors import BindError
 from distilqa.server.address import held_address
 from distilqa.server.processes.parent import Processes
 from distilqa.server.settings import ServerSettings
+from distilqa.server.single_process import SingleProcess
 from distilqa_export.samples import packaged_evaluation
 
 FRONT_ENDS = 2
@@ -46,7 +47,7 @@ from distilqa.server import timeouts
 folder, run = Path(os.environ["CHANGES"]), CpuEngine.run
 
 if (folder / "impatient").exists():
-    timeouts.ALIVE_S = 0.1
+    timeouts.ALIVE_S, timeouts.FIRST_SILENCES = 0.1, 100
 
 def changed(self, windows, *, alone=False):
     if (folder / "deadly").exists():
@@ -271,6 +272,17 @@ class TestReplacing:
         ended = [entry["process"] for entry in stop(running) if "another takes its place" in entry["message"]]
         assert ended == ["front-end 0"] * 2 + ["model"] * 2
 
+    def test_one_that_hangs_as_it_begins_is_replaced(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "impatient").touch()
+        with processes(bundle, tmp_path) as running:
+            pid = running.pid("model")
+            for number in (signal.SIGKILL, signal.SIGSTOP):
+                assert pid is not None
+                os.kill(pid, number)
+                running.replaced("model", pid)
+                pid = running.pid("model")
+            until(lambda: ask(running.address, PASSAGE, timeout_s=5) == "the lazy dog")
+
     def test_where_that_is_not_possible_the_server_ends(self, bundle: Path, tmp_path: Path) -> None:
         """With status 1, so that what watches over it hears of it."""
         copy = tmp_path / "bundle"
@@ -393,9 +405,9 @@ class TestStart:
         with held_address(host, port):
             pass
 
-    def test_a_host_that_is_not_ours_is_refused(self) -> None:
-        with (
-            pytest.raises(BindError, match="the host not this machine's"),
-            held_address("192.0.2.1", 0),
-        ):
+    @pytest.mark.parametrize("host", ["192.0.2.1", "a..b", "a" * 70, "\udcff"])
+    async def test_a_host_that_is_not_ours_is_refused(self, bundle: Path, host: str) -> None:
+        with pytest.raises(BindError, match="the host not this machine's"), held_address(host, 0):
             pytest.fail("the block must not run")
+        with pytest.raises(BindError, match="the host not this machine's"):
+            await SingleProcess(ServerSettings(bundle=bundle, host=host, port=0)).start()

@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command, drop_output
+from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command
 from distilqa.server import not_installed
 
 # The groups in which `serve --help` shows the settings, by the first of each.
@@ -87,14 +89,19 @@ def _run(arguments: argparse.Namespace) -> int:
                 "\nFor a certificate that no public authority has signed, --root-certificates FILE takes the place of"
                 " --tls.\n"
             )
-        try:
-            print(text, flush=True)
-        except OSError:  # nobody reads it, which ends no server
-            drop_output()
+        threading.Thread(target=_tell, args=(text,), daemon=True).start()
 
     with logging_to(sys.stderr.fileno(), form=settings.log_format, level=settings.log_level):
         asyncio.run(serve(settings, announce))
     return 0
+
+
+def _tell(text: str) -> None:
+    """Write to stdout, past its lock: who does not read it, or has left, neither ends a server nor holds one up."""
+    content = f"{text}\n".encode(errors="replace")
+    with suppress(OSError):
+        while content:
+            content = content[os.write(sys.stdout.fileno(), content) :]
 
 
 def _own_name() -> str:

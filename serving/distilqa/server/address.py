@@ -45,7 +45,7 @@ def held_address(host: str, port: int) -> Iterator[tuple[str, int]]:
                     holding, port = True, own.getsockname()[1]
             if absent and not holding:
                 raise absent
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             problem = f"cannot bind {host}:{port}; is another server there, or the host not this machine's?"
             raise BindError(problem) from error
         yield f"{host}:{port}", port

@@ -70,12 +70,12 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
 
     Raises what `make_server` and the server's `start` do, and BrokenError if the server could not go on.
     """
+    server = make_server(settings)  # first, since it may read a pipe that nobody writes to
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, signals.put_nowait, number)
-    server = make_server(settings)
     first = asyncio.create_task(signals.get())
     starting = asyncio.create_task(server.start())
     await first_of(starting, first)

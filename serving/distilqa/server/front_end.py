@@ -21,10 +21,10 @@ from distilqa.server.connections import Connections
 from distilqa.server.health import Health
 from distilqa.server.interceptor import CallersOnly
 from distilqa.server.log_messages import OfCallers, describe
-from distilqa.server.reflection import enable_reflection
+from distilqa.server.reflection import Reflection
 from distilqa.server.service import Limits, QuestionAnswering, Served, handlers
-from distilqa.server.settings import ServerSettings
-from distilqa.server.statuses import Calls
+from distilqa.server.settings import LONGEST_S, ServerSettings
+from distilqa.server.statuses import Calls, Messages
 from distilqa.server.tasks import first_of, in_thread
 from distilqa.server.timeouts import CLOSE_S, SEND_S
 from distilqa.server.workers import Workers
@@ -54,7 +54,8 @@ class FrontEnd(ABC):
         self._health = Health(settings.message_s)
         self._service: QuestionAnswering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.calls = Calls(message_s=settings.message_s, most_waiting=_WAITING_FACTOR * settings.max_requests)
+        self._messages = Messages(within_s=settings.message_s, most=_WAITING_FACTOR * settings.max_requests)
+        self.calls = Calls(self._messages)
         self._is_stopping = False
         self._forced = asyncio.Event()
         self.broken = asyncio.Event()
@@ -71,8 +72,9 @@ class FrontEnd(ABC):
             interceptors=() if callers is None else (CallersOnly(callers, self._model, self.calls),),
             options=_options(self._settings, connections.limit, shared=self._counts is not None),
         )
-        self._server.add_generic_rpc_handlers((handlers(self.calls, self._ready), self._health.handlers()))
-        enable_reflection(self._server)
+        self._server.add_generic_rpc_handlers(
+            (handlers(self.calls, self._ready), self._health.handlers(), Reflection().handlers())
+        )
         self.address = self._bind()
         self._tell_health()
         await self._server.start()
@@ -133,7 +135,7 @@ class FrontEnd(ABC):
                 port = self._server.add_insecure_port(wanted)
             else:
                 port = self._server.add_secure_port(wanted, grpc.ssl_server_credentials([certificate]))
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeError) as error:
             kind = "" if certificate is None else ", or the certificate of a kind that gRPC does not take"
             raise BindError(
                 f"cannot bind {wanted}; is another server there, or the host not this machine's{kind}?"
@@ -147,6 +149,8 @@ class FrontEnd(ABC):
         """
         self._is_stopping = True
         self._tell_health()
+        for messages in (self._messages, self._health):
+            messages.give_up("the server is stopping")
         if self._service is not None:
             drained = asyncio.create_task(self._permits.drain())
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
@@ -204,7 +208,7 @@ def _options(settings: ServerSettings, connections: int, *, shared: bool) -> lis
         "grpc.so_reuseport": int(shared),
         # Clients that ask more often than this are cut off; by default, and where no call is under way, every client
         # that asks at all.
-        "grpc.http2.min_ping_interval_without_data_ms": 1000 * timeouts.LEAST_PING_S,
+        "grpc.http2.min_ping_interval_without_data_ms": round(1000 * timeouts.LEAST_PING_S),
         "grpc.keepalive_permit_without_calls": 1,
         # Callers whose machine or network is gone are found out, so that their work is dropped, however long they wait.
         # By default nobody is asked a third time, until data is sent again. (keepalive_timeout_ms does nothing.)
@@ -218,5 +222,5 @@ def _options(settings: ServerSettings, connections: int, *, shared: bool) -> lis
     }
     if settings.connection_age_s is not None:
         options["grpc.max_connection_age_ms"] = round(1000 * settings.connection_age_s)
-        options["grpc.max_connection_age_grace_ms"] = round(1000 * settings.drain_s)
+        options["grpc.max_connection_age_grace_ms"] = round(1000 * min(settings.drain_s, LONGEST_S))
     return list(options.items())

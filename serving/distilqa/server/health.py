@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from distilqa.errors import DistilqaError, InvalidRequest, Overloaded
-from distilqa.server.statuses import Context, receive, to_status
+from distilqa.server.statuses import Context, Messages, to_status
 from distilqa_protos.v1 import SERVICE
 
 NAME = health.SERVICE_NAME
 _NAMES = ("", SERVICE)
 
 # Anybody may ask, and watch for as long as he likes.
-_MOST_CHECKS = 256
+_MOST_WAITING = 64
 _MOST_WATCHERS = 256
 
 _Reply = health_pb2.HealthCheckResponse
@@ -31,7 +32,8 @@ class Health:
     """
 
     def __init__(self, message_s: float) -> None:
-        self._message_s = message_s
+        self._messages = Messages(within_s=message_s, most=_MOST_WAITING)
+        self._watchers = 0
         self._status: int = _Reply.NOT_SERVING
         self._changed = asyncio.Event()  # another one after each change
 
@@ -41,49 +43,45 @@ class Health:
         changed.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`.
+
+        For gRPC their requests are a stream, since that begins before a message is there.
+        """
         return grpc.method_handlers_generic_handler(
             NAME,
             {
-                "Check": grpc.stream_unary_rpc_method_handler(self._handle(self._check, _MOST_CHECKS)),
-                "Watch": grpc.stream_stream_rpc_method_handler(self._handle(self._watch, _MOST_WATCHERS)),
+                "Check": grpc.stream_unary_rpc_method_handler(_or_status(self._check)),
+                "Watch": grpc.stream_stream_rpc_method_handler(_or_status(self._watch)),
             },
         )
 
-    def _handle(
-        self, method: Callable[[str, Context], Awaitable[bytes | None]], most: int
-    ) -> Callable[[object, Context], Awaitable[bytes | None]]:
-        """So many calls of a method at a time. For gRPC their requests are a stream, since that begins without any."""
-        calls = 0
-
-        async def handle(_requests: object, context: Context) -> bytes | None:
-            nonlocal calls
-            calls += 1
-            try:
-                if calls > most:
-                    raise Overloaded(f"{most} such calls are under way")
-                return await method(await self._asked(context), context)
-            except DistilqaError as error:
-                await context.abort(grpc.StatusCode[error.status], to_status(error).message)
-                raise
-            finally:
-                calls -= 1
-
-        return handle
+    def give_up(self, reason: str) -> None:
+        """Wait for no message that has not come."""
+        self._messages.give_up(reason)
 
     async def _asked(self, context: Context) -> str:
         """Of which service."""
         try:
-            return health_pb2.HealthCheckRequest.FromString(await receive(context, self._message_s)).service
+            return health_pb2.HealthCheckRequest.FromString(await self._messages.receive(context)).service
         except DecodeError as error:
             raise InvalidRequest("request", "is not a HealthCheckRequest") from error
 
-    async def _check(self, service: str, context: Context) -> bytes:
-        if service not in _NAMES:
+    async def _check(self, context: Context) -> bytes:
+        if await self._asked(context) not in _NAMES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service is served here")
         return _reply(self._status)
 
-    async def _watch(self, service: str, context: Context) -> None:
+    async def _watch(self, context: Context) -> None:
+        service = await self._asked(context)
+        if self._watchers >= _MOST_WATCHERS:
+            raise Overloaded(f"{_MOST_WATCHERS} watchers are there")
+        self._watchers += 1
+        try:
+            await self._tell(service, context)
+        finally:
+            self._watchers -= 1
+
+    async def _tell(self, service: str, context: Context) -> None:
         told = None
         while True:
             changed = self._changed
@@ -92,6 +90,19 @@ class Health:
                 await context.write(_reply(status))
                 told = status
             await changed.wait()
+
+
+def _or_status(method: Callable[[Context], Awaitable[bytes | None]]) -> Callable[[object, Context], Awaitable[Any]]:
+    """A handler, which ends with the status of an error."""
+
+    async def handle(_requests: object, context: Context) -> bytes | None:
+        try:
+            return await method(context)
+        except DistilqaError as error:
+            await context.abort(grpc.StatusCode[error.status], to_status(error).message)
+            raise
+
+    return handle
 
 
 def _reply(status: int) -> bytes:

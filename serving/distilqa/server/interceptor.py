@@ -16,6 +16,7 @@ _HEALTH = "/grpc.health.v1.Health/"
 
 # Before the names of our methods, by which the log calls them.
 _OWN = f"/{SERVICE}/"
+_METHODS = ("Answer", "AnswerStream", "GetModel")
 
 
 class CallersOnly(grpc.aio.ServerInterceptor):
@@ -37,7 +38,9 @@ class CallersOnly(grpc.aio.ServerInterceptor):
                 CALLER.set(caller.name)
                 caller.require(self._model())
             except Exception as error:  # gRPC would send the words of any that left here
-                return self._calls.refuse(method.removeprefix(_OWN), error)
+                if (name := method.removeprefix(_OWN)) in _METHODS:
+                    return self._calls.refuse(name, error)
+                return self._calls.refuse("unknown method", error, method=method)
         return await continuation(handler_call_details)
 
 

@@ -27,6 +27,9 @@ from distilqa.wording import printable
 _QUEUE_CHARACTERS = 4 << 20
 _LONGEST = 500
 
+# How our loggers are called.
+_OWN = "distilqa"
+
 # How long the end waits for the last entries to be written.
 _LAST_S = 1.0
 
@@ -101,7 +104,10 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
-        line = f"{_time(record)} {record.levelname} {printable(_cut(record.getMessage()))}{fields}"
+        message = printable(_cut(record.getMessage()))
+        if not record.name.startswith(_OWN):  # others quote callers, who could add fields
+            message = json.dumps(message, ensure_ascii=False)
+        line = f"{_time(record)} {record.levelname} {message}{fields}"
         if not record.exc_info:
             return line
         lines = self.formatException(record.exc_info).splitlines()

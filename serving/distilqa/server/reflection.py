@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from google.protobuf.message import DecodeError
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from distilqa.server import health
+from distilqa.server.statuses import Context, Handler
 from distilqa_protos.v1 import SERVICE
 
 # A tool asks a few things at once, and leaves.
@@ -17,28 +19,35 @@ _MOST_CALLS = 16
 _LONGEST_S = 20.0
 
 
-def enable_reflection(server: grpc.aio.Server) -> None:
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(), server)  # type: ignore[no-untyped-call]
-
-
-class _Reflection(reflection_pb2_grpc.ServerReflectionServicer):
+class Reflection:
     """gRPC's own, of which there may be so many calls at a time, for so long."""
 
     def __init__(self) -> None:
         self._own: Any = reflection.aio.ReflectionServicer((SERVICE, health.NAME, reflection.SERVICE_NAME))
         self._calls = 0
 
-    async def ServerReflectionInfo(  # noqa: N802
-        self, requests: AsyncIterable[Any], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        method: Handler = grpc.stream_stream_rpc_method_handler(self._handle)
+        return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
+
+    async def _handle(self, _requests: object, context: Context) -> None:
         self._calls += 1
         try:
             if self._calls > _MOST_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} such calls are under way")
             async with asyncio.timeout(_LONGEST_S):
-                async for reply in self._own.ServerReflectionInfo(requests, context):
-                    await context.write(reply)
+                async for reply in self._own.ServerReflectionInfo(_questions(context), context):
+                    await context.write(reply.SerializeToString())
+        except DecodeError:  # which gRPC would make UNKNOWN, with a traceback
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: is not a ServerReflectionRequest")
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a call may last {_LONGEST_S:g} s")
         finally:
             self._calls -= 1
+
+
+async def _questions(context: Context) -> AsyncIterator[Any]:
+    read: Any = context.read
+    while (raw := await read()) is not grpc.aio.EOF:
+        yield reflection_pb2.ServerReflectionRequest.FromString(raw)

@@ -22,7 +22,7 @@ from distilqa.scheduling.queue import Runner, WindowResult
 from distilqa.scheduling.refusal import refusal
 from distilqa.server.admission import Permits
 from distilqa.server.statuses import Calls, IncomingCall, in_time, to_status
-from distilqa.server.wire import answer_message, largest_response, parse, stream_id
+from distilqa.server.wire import answer_messages, largest_response, parse, stream_id
 from distilqa.server.workers import SMALL_BYTES, Workers
 from distilqa.text import spans
 from distilqa.text.request import MAX_TOP_K, check_options
@@ -120,15 +120,13 @@ class QuestionAnswering:
         """``AnswerStream``: works on a bounded number of requests, and reads the next when one has been replied to."""
         room = asyncio.Semaphore(self._limits.stream_requests)
         writing = asyncio.Lock()  # gRPC sends one message of a stream at a time
-        working: set[asyncio.Task[None]] = set()
+        work = _Work()
         draining = asyncio.create_task(self._permits.draining.wait())
         try:
             with self._permits.hold_stream():
                 async with asyncio.TaskGroup() as replies:
-                    while (raw := await _read(call, room, draining, working, self._limits.stream_idle_s)) is not None:
-                        task = replies.create_task(self._reply(raw, call, room, writing))
-                        working.add(task)
-                        task.add_done_callback(working.discard)
+                    while (raw := await _read(call, room, draining, work, self._limits.stream_idle_s)) is not None:
+                        work.begin(replies.create_task(self._reply(raw, call, room, writing)))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -182,7 +180,7 @@ class QuestionAnswering:
             ran = await self._runner.run(windows, deadline=call.deadline)
             respond = partial(self._respond, request, tokenized, ran, tokenize_s)
             spans = sum(map(len, windows)) * min(_max_answer_tokens(request), self._manifest.window_tokens)
-            few = spans <= _FEW_SPANS
+            few = spans <= _FEW_SPANS and size <= SMALL_BYTES
             response = respond() if few else await self._workers.run(respond, spans // _SPANS_A_BYTE)
         timings = response.timings
         call.log["windows"] = timings.windows
@@ -198,7 +196,17 @@ class QuestionAnswering:
 
     async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
         """Reply to one request of a stream, and make room for another."""
-        call = stream.item()
+        content = await self._content(raw, stream.item())
+        del raw  # the caller may take its time
+        async with writing:
+            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
+                await in_time(
+                    stream.context.write(content), self._limits.stream_idle_s, "stream_idle_s", "a reply was not taken"
+                )
+        room.release()
+
+    async def _content(self, raw: bytes, call: IncomingCall) -> bytes:
+        """The reply to a request of a stream, as it is sent."""
         ended = partial(self._calls.end, "AnswerStream request", call)
         item = _Item("", InvalidRequest("request", "was not read"))
         try:
@@ -213,14 +221,7 @@ class QuestionAnswering:
         except asyncio.CancelledError as error:
             ended(error)
             raise
-        content = reply.SerializeToString()
-        del raw, item, reply  # the caller may take its time
-        async with writing:
-            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
-                await in_time(
-                    call.context.write(content), self._limits.stream_idle_s, "stream_idle_s", "a reply was not taken"
-                )
-        room.release()
+        return reply.SerializeToString()
 
     def _item(self, raw: bytes) -> _Item:
         try:
@@ -275,7 +276,7 @@ class QuestionAnswering:
             problem = f"the answers have {size} bytes together, the limit is {self._limits.request_bytes}"
             raise InvalidRequest("top_k", problem)
         response = pb.AnswerResponse(
-            answers=[answer_message(answer, request) for answer in answers],
+            answers=answer_messages(answers, tokenized, [passage.id for passage in request.passages]),
             model=self._manifest.name,
             version=self._manifest.version,
             variant=self._variant,
@@ -315,12 +316,28 @@ class _Item:
         return self.content
 
 
+class _Work:
+    """The requests of a stream that are worked on, and since when there have been none."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle_since = time.monotonic()
+
+    def begin(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._end)
+
+    def left_s(self, idle_s: float) -> float:
+        """How long it may go on, if a stream may be idle for so long."""
+        return idle_s if self._tasks else self._idle_since + idle_s - time.monotonic()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._idle_since = time.monotonic()
+
+
 async def _read(
-    call: IncomingCall,
-    room: asyncio.Semaphore,
-    draining: asyncio.Task[Any],
-    working: Collection[asyncio.Task[None]],
-    idle_s: float,
+    call: IncomingCall, room: asyncio.Semaphore, draining: asyncio.Task[Any], work: _Work, idle_s: float
 ) -> bytes | None:
     """The next request of a stream, once there is room for it; None if there are no more, or the server stops.
 
@@ -329,14 +346,20 @@ async def _read(
     for step in (room.acquire, call.context.read):
         task: asyncio.Task[Any] = asyncio.ensure_future(step())
         try:
-            while not (await asyncio.wait((task, draining), timeout=idle_s, return_when=asyncio.FIRST_COMPLETED))[0]:
-                if not working:
+            while not await _any((task, draining), work.left_s(idle_s)):
+                if work.left_s(idle_s) <= 0:
                     raise DeadlineExceeded(f"no request came within {idle_s:g} s", "stream_idle_s")
         finally:
             task.cancel()
         if draining.done():
             return None
     return None if task.result() is grpc.aio.EOF else task.result()
+
+
+async def _any(tasks: Collection[asyncio.Task[Any]], timeout_s: float) -> bool:
+    """Whether one is done within so many seconds."""
+    done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 def _check_id(field: str, id: str) -> None:

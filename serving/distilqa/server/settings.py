@@ -23,7 +23,7 @@ ENV_PREFIX = "DISTILQA_"
 MAX_PROCESSES = 256
 
 # As gRPC takes it: milliseconds of 31 bits.
-_LONGEST_S = 2e6
+LONGEST_S = 2e6
 
 # How Kubernetes has pods find a service: for one named distilqa, DISTILQA_PORT is tcp://10.0.0.1:50051 or so.
 _SERVICE_LINK = "tcp://"
@@ -122,12 +122,12 @@ class ServerSettings(BaseModel):
         description="calls at a time on one connection; a client makes the next wait, or has it end as UNAVAILABLE",
     )
     connection_idle_s: float = Field(
-        600.0, ge=1, le=_LONGEST_S, description="how long a connection may have no call, in seconds"
+        600.0, ge=1, le=LONGEST_S, description="how long a connection may have no call, in seconds"
     )
     connection_age_s: float | None = Field(
         None,
         ge=1,
-        le=_LONGEST_S,
+        le=LONGEST_S,
         description="how long a connection may be used, in seconds: then clients make another, and calls in flight have"
         " drain_s seconds; by default as long as they like",
     )

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -24,8 +25,9 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, InvalidRequest, Overloaded
+from distilqa.errors import DeadlineExceeded, DistilqaError, InferenceFailed, InvalidRequest, Overloaded, Unavailable
 from distilqa.rpc import REQUEST_ID, REQUEST_ID_FORM, RETRY_AFTER_MS
+from distilqa.scheduling.refusal import refusal
 
 # Of an error, which may quote the caller, as trailers carry it; more of them gRPC's clients refuse at random.
 _MAX_MESSAGE_BYTES = 2000
@@ -70,16 +72,57 @@ class IncomingCall:
         return replace(self, began=time.monotonic(), log=dict(self.log))
 
 
+class Messages:
+    """Messages that calls have yet to send, in ``within_s`` seconds. gRPC itself would wait for them for ever.
+
+    ``most`` are waited for. One too many takes the place of the call that has waited longest: who sends is let in.
+    """
+
+    def __init__(self, *, within_s: float, most: int) -> None:
+        self._within_s, self._most = within_s, most
+        self._waiting: dict[asyncio.Timeout, None] = {}
+        self._given_up: dict[asyncio.Timeout, Exception] = {}
+
+    async def receive(self, context: Context) -> bytes:
+        """The message of a call. Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none."""
+        if len(self._waiting) >= self._most:
+            problem = f"{self._most} calls have not sent their message, and this one has waited longest"
+            self._give_up(next(iter(self._waiting)), refusal("max_requests", problem, 0))
+        limit = asyncio.timeout(self._within_s)
+        try:
+            async with limit:
+                self._waiting[limit] = None
+                raw: Any = await context.read()
+        except TimeoutError:
+            late = DeadlineExceeded(f"no message came within {self._within_s:g} s", "message_s")
+            raise self._given_up.get(limit, late) from None
+        finally:
+            self._waiting.pop(limit, None)
+            self._given_up.pop(limit, None)
+        if raw is grpc.aio.EOF:
+            await asyncio.sleep(_GONE_S)  # where the caller has left, this is cancelled
+            raise InvalidRequest("request", "is missing")
+        return bytes(raw)
+
+    def give_up(self, reason: str) -> None:
+        """Wait for none of those that are waited for: their calls end as Unavailable."""
+        for limit in list(self._waiting):
+            self._give_up(limit, Unavailable(reason))
+
+    def _give_up(self, limit: asyncio.Timeout, error: Exception) -> None:
+        del self._waiting[limit]
+        self._given_up[limit] = error
+        limit.reschedule(0)
+
+
 class Calls:
     """Makes methods into gRPC's handlers, and counts in ``outcomes`` how calls and the requests of streams end.
 
-    A call may take ``message_s`` seconds to send its message; at most ``most_waiting`` do so at a time. gRPC itself
-    would let any number of them wait for ever.
+    ``messages`` are those of calls that send one.
     """
 
-    def __init__(self, *, message_s: float, most_waiting: int) -> None:
-        self._message_s, self._most_waiting = message_s, most_waiting
-        self._waiting = 0
+    def __init__(self, messages: Messages) -> None:
+        self._messages = messages
         self.outcomes: Counter[str] = Counter()
 
     def unary(self, name: str, method: Callable[[bytes, IncomingCall], Awaitable[bytes]]) -> Handler:
@@ -89,7 +132,7 @@ class Calls:
         """
 
         async def answer(call: IncomingCall) -> bytes:
-            return await method(await self._receive(call), call)
+            return await method(await self._messages.receive(call.context), call)
 
         async def handle(_requests: object, context: Context) -> bytes | None:
             return await self._handle(name, context, answer)
@@ -104,10 +147,11 @@ class Calls:
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    def refuse(self, name: str, error: Exception) -> Handler:
+    def refuse(self, name: str, error: Exception, **log: object) -> Handler:
         """A handler that ends with an error. As one for streams it fits all, and does not wait for a request."""
 
-        async def refuse(_call: IncomingCall) -> None:
+        async def refuse(call: IncomingCall) -> None:
+            call.log.update(log)
             raise error
 
         return self.stream(name, refuse)
@@ -128,15 +172,8 @@ class Calls:
             logger.error(name, exc_info=error, extra={"fields": fields})
         else:
             logger.info(name, extra={"fields": fields})
-
-    async def _receive(self, call: IncomingCall) -> bytes:
-        if self._waiting >= self._most_waiting:
-            raise Overloaded(f"{self._waiting} calls have not sent their message yet", limit="max_requests")
-        self._waiting += 1
-        try:
-            return await receive(call.context, self._message_s)
-        finally:
-            self._waiting -= 1
+        if error is not None:  # or what was tokenised would be there until cycles are looked for
+            traceback.clear_frames(error.__traceback__)
 
     async def _handle(
         self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[_Result]]
@@ -154,15 +191,6 @@ class Calls:
             return None
         self.end(name, call, None)
         return reply
-
-
-async def receive(context: Context, within_s: float) -> bytes:
-    """The message of a call. Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none."""
-    raw: Any = await in_time(context.read(), within_s, "message_s", "no message came")
-    if raw is grpc.aio.EOF:
-        await asyncio.sleep(_GONE_S)  # where the caller has left, this is cancelled
-        raise InvalidRequest("request", "is missing")
-    return bytes(raw)
 
 
 async def in_time(awaited: Awaitable[_Result], seconds: float, limit: str, problem: str) -> _Result:

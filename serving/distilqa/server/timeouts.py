@@ -19,12 +19,14 @@ HANDSHAKE_S = 20
 KEEPALIVE_S = 60
 KEEPALIVE_ANSWER_S = 20
 
-# How often a client may ask the same of us. Every ten seconds is usual, give or take.
-LEAST_PING_S = 1
+# How often a client may ask the same of us: once a second, give or take. Every ten seconds is usual.
+LEAST_PING_S = 0.5
 
-# How often a process says that it is alive, and after how many times of silence it is taken for dead.
+# How often a process says that it is alive, and after how many times of silence it is taken for dead; as it begins, and
+# imports what it needs, it may be silent for longer.
 ALIVE_S = 1.0
 SILENCES = 10
+FIRST_SILENCES = 60
 
 # How long a process is waited for that takes the place of one that did not live long: at first, and at most. One that
 # has lived for so long was none of these.

@@ -7,7 +7,7 @@ INTERNAL.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from distilqa.errors import InvalidRequest
 from distilqa.text.answer import Answer
+from distilqa.text.windows import Tokenized
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 # How far what is wrong is looked for: a message may have millions of fields.
@@ -98,16 +99,20 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
     raise IndexError
 
 
-def answer_message(answer: Answer, request: pb.AnswerRequest) -> pb.Answer:
+def answer_messages(answers: Sequence[Answer], tokenized: Tokenized, ids: Sequence[str]) -> list[pb.Answer]:
+    """Answers to a question over passages of these ids."""
+    return [_answer_message(answer, tokenized, ids) for answer in answers]
+
+
+def _answer_message(answer: Answer, tokenized: Tokenized, ids: Sequence[str]) -> pb.Answer:
     if answer.passage is None:
         return pb.Answer(score=answer.score, no_answer=True)
-    passage = request.passages[answer.passage]
-    start_byte = len(passage.text[: answer.start].encode())
+    start_byte = len(tokenized.passages[answer.passage].text[: answer.start].encode())
     return pb.Answer(
         text=answer.text,
         score=answer.score,
         passage=answer.passage,
-        passage_id=passage.id,
+        passage_id=ids[answer.passage],
         start=answer.start,
         end=answer.end,
         start_byte=start_byte,

@@ -43,7 +43,10 @@ class Workers:
         done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, _Job(size, next(self._numbers), work, done))
         self._begin()
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # an error holds this frame
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -59,8 +62,9 @@ class Workers:
 
     def _end(self, done: asyncio.Future[Any], ran: asyncio.Future[Any]) -> None:
         self._free += 1
+        error = None if ran.cancelled() else ran.exception()  # or asyncio would log what nobody waits for
         if not done.done():
-            if error := ran.exception():
+            if error:
                 done.set_exception(error)
             else:
                 done.set_result(ran.result())

@@ -84,6 +84,15 @@ def test_nothing_that_a_caller_chose_forges_an_entry(pipe: tuple[int, int], form
         assert r'quoted="a=\"b\""' in lines[0]
 
 
+def test_the_words_of_others_are_quoted(pipe: tuple[int, int]) -> None:
+    """gRPC and asyncio may quote a caller, who could write what looks like fields."""
+    read, write = pipe
+    with logging_to(write, form="console", level="info"):
+        logging.getLogger("grpc").warning("no method %s", "/Answer outcome=OK")
+    os.close(write)
+    assert os.read(read, 1000).endswith(b'WARNING "no method /Answer outcome=OK"\n')
+
+
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_is_long_is_cut(pipe: tuple[int, int], form: Literal["json", "console"]) -> None:
     read, write = pipe

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from contextlib import suppress
 from typing import Any, cast
 
@@ -23,7 +25,30 @@ from distilqa.errors import (
     Unavailable,
 )
 from distilqa.rpc import REQUEST_ID
-from distilqa.server.statuses import Calls, Context, IncomingCall, to_status
+from distilqa.server.statuses import Calls, Context, IncomingCall, Messages, to_status
+
+
+class Tokenized:
+    """What may be large."""
+
+
+async def test_a_call_that_fails_leaves_nothing_behind() -> None:
+    """Not until cycles are looked for: a text that was tokenised takes much memory."""
+    left: list[weakref.ref[Tokenized]] = []
+
+    async def refuse(_raw: bytes, _call: IncomingCall) -> bytes:
+        large = Tokenized()
+        left.append(weakref.ref(large))
+        raise InvalidRequest("passages", "make too many windows")
+
+    gc.disable()
+    try:
+        handler = make_calls().unary("Answer", refuse)
+        with pytest.raises(grpc.aio.AbortError):
+            await handler.stream_unary(None, cast(Context, FakeContext()))  # type: ignore[misc, arg-type]
+        assert left[0]() is None
+    finally:
+        gc.enable()
 
 
 class FakeContext:
@@ -59,7 +84,7 @@ class FakeContext:
 
 
 def make_calls() -> Calls:
-    return Calls(message_s=20, most_waiting=8)
+    return Calls(Messages(within_s=20, most=8))
 
 
 async def end(error: BaseException | None, context: FakeContext, calls: Calls | None = None) -> bytes | None:

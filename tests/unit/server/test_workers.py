@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -46,6 +49,48 @@ async def test_what_work_gives_or_raises(workers: Workers) -> None:
     assert (await workers.run(lambda: threading.current_thread().name, 1)).startswith("text")
     with pytest.raises(ZeroDivisionError):
         await workers.run(lambda: 1 // 0, 1)
+
+
+class Tokenized:
+    """What may be large."""
+
+
+async def test_what_fails_leaves_nothing_behind(workers: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    """Not until cycles are looked for; nor a word in the log, also where nobody waits for it any more."""
+    left: list[weakref.ref[Tokenized]] = []
+
+    def refuse() -> None:
+        large = Tokenized()
+        left.append(weakref.ref(large))
+        raise ValueError("too much")
+
+    async def ask() -> None:
+        try:
+            await workers.run(refuse, 1)
+        except ValueError as error:
+            traceback.clear_frames(error.__traceback__)
+
+    gc.disable()
+    try:
+        await ask()
+        assert left[0]() is None
+        held = Held()
+
+        def refuse_when_let_go() -> None:
+            held()
+            refuse()
+
+        gone = asyncio.create_task(workers.run(refuse_when_let_go, 1))
+        await under_way(held)
+        gone.cancel()
+        await asyncio.wait((gone,))
+        held.go_on.set()
+        while len(left) < 2 or left[1]():
+            await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_small_work_finds_a_thread_beside_all_that_is_large(workers: Workers) -> None:

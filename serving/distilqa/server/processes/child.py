@@ -57,12 +57,14 @@ def main() -> int:
 
 async def _live(kind: str, begin: Beginning) -> int:
     control = Control(socket.socket(fileno=begin.control))
+    alive = asyncio.create_task(_say_alive(control))
     try:
         return await (_have_model(begin, control) if kind == MODEL else _face_callers(begin, control))
     except DistilqaError as error:
         control.send(Failed(error))
         return 1
     finally:
+        alive.cancel()
         control.close()
 
 
@@ -80,7 +82,6 @@ class RemoteFrontEnd(FrontEnd):
     async def start(self) -> None:
         await super().start()
         self._keep(report_growth(self.calls.outcomes, lambda ended: self._control.send(Ended(ended)), _TELL_S))
-        self._keep(_say_alive(self._control))
 
     async def _open(self) -> Served:
         windower = Windower(self._tokenizer_json, max_tokens=self._manifest.window_tokens)
@@ -136,7 +137,6 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     bundle = Bundle(begin.settings.bundle, begin.manifest)
     engine, scheduler = await open_back_end(begin.settings, bundle, threads_to_use(begin.settings), died.set)
     control.send(Ready(engine.variant, engine.device))
-    alive = asyncio.create_task(_say_alive(control))
     collapsing = asyncio.create_task(use_huge_pages())
     telling = asyncio.create_task(
         report_growth(scheduler.run_sizes, lambda sizes: control.send(Ended(run_sizes=sizes)), _TELL_S)
@@ -144,7 +144,6 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     dead, serving = asyncio.create_task(died.wait()), asyncio.create_task(_serve_front_ends(control, scheduler))
     await first_of(dead, serving)
     collapsing.cancel()
-    alive.cancel()
     if dead.done():
         return 1
     await serving  # which raises why it can serve no more

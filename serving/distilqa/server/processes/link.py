@@ -62,8 +62,8 @@ class Link:
 
     @property
     def queued_windows(self) -> int:
-        """How many windows waited when last something came back."""
-        return self._queued_windows
+        """How many windows waited when last something came back; none, where nothing is to come that would say more."""
+        return self._queued_windows if self._asked else 0
 
     def wait_s(self) -> float:
         """How long the queue was when last something came back."""

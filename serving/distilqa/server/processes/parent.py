@@ -45,7 +45,15 @@ from distilqa.server.processes.control import (
 )
 from distilqa.server.settings import ServerSettings
 from distilqa.server.tasks import first_of
-from distilqa.server.timeouts import ALIVE_S, LONG_LIFE_S, LONGEST_RESTART_S, RESTART_S, SILENCES, TELL_S
+from distilqa.server.timeouts import (
+    ALIVE_S,
+    FIRST_SILENCES,
+    LONG_LIFE_S,
+    LONGEST_RESTART_S,
+    RESTART_S,
+    SILENCES,
+    TELL_S,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +137,6 @@ class Processes:
 
     async def _live(self, place: Place, begin: Beginning) -> None:
         """The life of one child. Raises why there can be none."""
-        if place is not self._model:
-            self._counts.all[begin.own] = 0  # what a forerunner held
         child = place.child = Child(place.name, begin)
         watching = asyncio.create_task(self._watch(place, child))
         try:
@@ -148,6 +154,8 @@ class Processes:
             place.child = None
             if place is self._model:
                 self._introduction = None
+            else:
+                self._counts.all[begin.own] = 0  # what it held
         # One that was killed as it began says nothing of the next.
         if not child.ready and not self._stopping.is_set() and (status >= 0 or not self._started.done()):
             raise child.error or BrokenError(f"{place.name} ended with status {status}")
@@ -162,13 +170,13 @@ class Processes:
             self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
 
     async def _watch(self, place: Place, child: Child) -> None:
-        """Kill a child that is ready and then says nothing: one that was stopped, or hangs.
+        """Kill a child that says nothing: one that was stopped, or hangs.
 
         What counts is how often this one has looked, not the time: after a pause of the whole machine nobody is late.
         """
-        while child.silences <= SILENCES:
+        while child.silences <= (SILENCES if child.ready else FIRST_SILENCES):
             await asyncio.sleep(ALIVE_S)
-            child.silences += child.ready
+            child.silences += 1
         self._log(logging.ERROR, "a process says nothing any more, and is killed", place, child)
         child.kill()
 

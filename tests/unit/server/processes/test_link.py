@@ -116,13 +116,34 @@ async def failure(task: asyncio.Task[Any]) -> BaseException:
 async def test_a_request_is_run_elsewhere(front_end: FrontEnd) -> None:
     model = Model()
     await front_end.connect(model)
-    first, second = await asyncio.wait_for(front_end.link.run(WINDOWS, deadline=12.5), GUARD_S)
+    model.open.clear()
+    task = asyncio.create_task(front_end.link.run(WINDOWS, deadline=12.5))
+    await model.until(asked=1)
+    model.open.set()
+    first, second = await asyncio.wait_for(task, GUARD_S)
     assert [side.tolist() for side in first.logits] == [[1, 2, 3], [-1, -2, -3]]
     assert [side.tolist() for side in second.logits] == [[4, 5], [-4, -5]]
     assert (first.queue_s, first.inference_s, first.run_windows) == (0.5, 0.25, 2)
     assert model.asked == [([[1, 2, 3], [4, 5]], 12.5)]
-    assert (front_end.link.wait_s(), front_end.link.queued_windows) == (0.125, 3)
+    assert front_end.link.wait_s() == 0.125
     assert await front_end.link.run([]) == []
+
+
+async def test_of_the_queue_is_known_what_the_last_reply_said_while_more_are_to_come(front_end: FrontEnd) -> None:
+    """Later it would be old, and refuse what nothing is before."""
+    model = Model()
+    await front_end.connect(model)
+    assert front_end.link.queued_windows == 0
+    await asyncio.wait_for(front_end.link.run(WINDOWS), GUARD_S)
+    assert front_end.link.queued_windows == 0
+    model.open.clear()
+    task = asyncio.create_task(front_end.link.run(WINDOWS))
+    await model.until(asked=2)
+    assert front_end.link.queued_windows == 3
+    task.cancel()
+    await asyncio.wait((task,))
+    assert front_end.link.queued_windows == 0
+    model.open.set()
 
 
 async def test_replies_find_who_asked_whatever_their_order(front_end: FrontEnd) -> None:
