@@ -9,7 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command
 from distilqa.server import not_installed
@@ -54,9 +54,21 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         if field.is_required():
             group.add_argument(name, nargs="?", metavar=flag(name), help=described)
         else:
-            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            metavar = f"{{{','.join(choices)}}}" if choices else "VALUE"
-            group.add_argument(flag(name), metavar=metavar, help=described)
+            group.add_argument(flag(name), metavar=_metavar(name, field.annotation), help=described)
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """What stands for a setting's value, by its type."""
+    kinds = get_args(annotation) or (annotation,)
+    if get_origin(annotation) is Literal:
+        return f"{{{','.join(kinds)}}}"
+    if Path in kinds:
+        return "FILE"
+    if int in kinds:
+        return "N"
+    if float in kinds:
+        return "SECONDS" if name.endswith("_s") else "NUMBER"
+    return "HOST" if name == "host" else "VALUE"
 
 
 def _run(arguments: argparse.Namespace) -> int:
