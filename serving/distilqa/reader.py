@@ -10,7 +10,7 @@ from distilqa.engine.cores import MAX_THREADS
 from distilqa.engine.open import open_engine
 from distilqa.text import spans
 from distilqa.text.answer import Answer
-from distilqa.text.request import check_integer, check_options, list_passages
+from distilqa.text.request import check_flag, check_integer, check_options, list_passages
 from distilqa.text.windows import Windower
 
 
@@ -86,6 +86,8 @@ class Reader:
         gives logits that are no numbers.
         """
         check_options(top_k, max_answer_tokens, doc_stride)
+        check_flag("allow_no_answer", allow_no_answer)
+        check_flag("align_to_words", align_to_words)
         tokenized = self.windower.tokenize(question, list_passages(passages), doc_stride=doc_stride)
         logits = [self.engine.run([window.input_ids])[0] for window in tokenized.windows]
         return spans.decode(

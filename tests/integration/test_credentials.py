@@ -358,7 +358,7 @@ async def test_a_cause_that_another_address_hides(encrypted: str, plain: bool) -
     options: dict[str, Any] = {} if plain else {"tls": True}
     await refused(
         target,
-        "does not use TLS: does the server[?]$" if plain else "a certificate that is trusted here[?]$",
+        "does not use TLS: does the server[?]$" if plain else r"a certificate that is trusted here \(root_certificates\)[?]$",
         **options,
     )
 

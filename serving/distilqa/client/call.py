@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,20 @@ from distilqa.errors import DeadlineExceeded, DistilqaError, Unavailable
 # How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
 _NOT_CONNECTED = "failed to connect to all addresses"
 _REFUSED = "Connection refused"
-_NOBODY_HINT = "; is the server there? If it has another address too"
+_NOBODY_HINT = "is the server there? (Of several addresses this tells of the last.) "
 _PLAIN_HINT = "this client does not use TLS: does the server?"
-_TLS_HINT = "this client uses TLS: does the server, with a certificate that is trusted here?"
+_TLS_HINT = "this client uses TLS: does the server, with a certificate that is trusted here (root_certificates)?"
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 # What gRPC says of a deadline where the server says nothing.
 _DEADLINE_EXCEEDED = "Deadline Exceeded"
+
+
+def _hint(said: str, tls: bool) -> str:
+    """What may be the cause where there is no connection."""
+    proxy = next((name for name in _PROXIES if os.environ.get(name)), None)
+    way = f" {proxy} is set, so gRPC goes by that proxy to all that no_proxy does not name." if proxy else ""
+    return f"{_NOBODY_HINT if _REFUSED in said else ''}{_TLS_HINT if tls else _PLAIN_HINT}{way}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,5 @@ class OutgoingCall:
         if isinstance(error, Unavailable) and self.is_closed():
             return Unavailable("the client was closed during the call")
         if isinstance(error, Unavailable) and said.startswith(_NOT_CONNECTED):
-            tls = _TLS_HINT if self.tls else _PLAIN_HINT
-            return Unavailable(f"{said}{_NOBODY_HINT if _REFUSED in said else ''}; {tls}")
+            return Unavailable(f"{said}; {_hint(said, self.tls)}")
         return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,15 @@ _SCHEMES = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
 
 
-def open_channels(
-    api: Any,
-    target: str,
-    count: int,
-    options: list[tuple[str, str | int]],
-    *,
-    tls: bool,
-    root_certificates: str | Path | None,
-) -> list[Any]:
-    """Channels of ``api``, which is `grpc` or `grpc.aio`. Raises InvalidRequest for what cannot be used."""
+def channel_to(
+    target: str, options: list[tuple[str, str | int]], *, tls: bool, root_certificates: str | Path | None
+) -> Callable[[Any], Any]:
+    """What opens a channel of an API, `grpc` or `grpc.aio`. Raises InvalidRequest for what cannot be used."""
     _check_target(target)
     if not tls and root_certificates is None:
-        return [api.insecure_channel(target, options=options) for _ in range(count)]
+        return lambda api: api.insecure_channel(target, options=options)
     credentials = grpc.ssl_channel_credentials(None if root_certificates is None else _roots(root_certificates))
-    return [api.secure_channel(target, credentials, options=options) for _ in range(count)]
+    return lambda api: api.secure_channel(target, credentials, options=options)
 
 
 def _check_target(target: str) -> None:

@@ -21,7 +21,7 @@ try:
     import grpc.aio
 
     from distilqa.client.call import OutgoingCall
-    from distilqa.client.channel import open_channels
+    from distilqa.client.channel import channel_to
     from distilqa.client.messages import Model, Outcome, Request, read_answers, read_model, to_message
     from distilqa.client.streams import AsyncStream, Exchange, Stream
     from distilqa.rpc import AUTHORIZATION, LONGEST_TOKEN, REQUEST_ID, REQUEST_ID_FORM
@@ -92,11 +92,22 @@ class _Base(Generic[_Channel]):
         self._names = {"model": _name("model_name", model_name), "version": _name("model_version", model_version)}
         self._tls = tls or root_certificates is not None
         self._closed = False
-        self._channels: list[_Channel] = open_channels(
-            self._api, target, connections, _OPTIONS, tls=tls, root_certificates=root_certificates
-        )
+        self._open = channel_to(target, _OPTIONS, tls=tls, root_certificates=root_certificates)
+        self._connections = connections
+        self._channels: list[_Channel] = []
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What is done before the first call."""
+        self._open_all()
+
+    def _open_all(self) -> None:
+        self._channels = [self._open(self._api) for _ in range(self._connections)]
         self._stubs = cycle([QuestionAnsweringStub(channel) for channel in self._channels])
-        self._streams: set[Any] = set()  # those of asyncio under way
+
+    def _stub(self) -> QuestionAnsweringStub:
+        """On the next connection."""
+        return next(self._stubs)
 
     def _begin(self, timeout_s: float | None, request_id: str | None = None, awaited: str = "answer") -> OutgoingCall:
         """A call on the next connection. Raises InvalidRequest, and Unavailable once closed."""
@@ -106,7 +117,7 @@ class _Base(Generic[_Channel]):
         if self._closed:
             raise Unavailable("the client is closed")
         return OutgoingCall(
-            stub=next(self._stubs),
+            stub=self._stub(),
             metadata=metadata,
             timeout_s=seconds,
             late=f"no {awaited} within {seconds:g} s ({source})",
@@ -209,9 +220,25 @@ class Client(_Base[grpc.Channel]):
 
 
 class AsyncClient(_Base[grpc.aio.Channel]):
-    """`Client` for asyncio: the same arguments, and the same methods, awaited."""
+    """`Client` for asyncio: the same arguments, and the same methods, awaited.
+
+    It belongs to the event loop of its first call; on another, calls raise InvalidRequest.
+    """
 
     _api: ClassVar[ModuleType] = grpc.aio
+
+    def _prepare(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._streams: set[Any] = set()  # those under way
+
+    def _stub(self) -> QuestionAnsweringStub:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._open_all()  # which belong to the loop too
+        if self._loop is not loop:
+            raise InvalidRequest("client", "belongs to the event loop of its first call, and this is another")
+        return super()._stub()
 
     async def answer(
         self,
@@ -315,6 +342,7 @@ def _name(field: str, name: str | None) -> str:
 
 def _timeout(timeout_s: float) -> float:
     """Raise InvalidRequest for a time that is no deadline: not positive, or longer than a day."""
-    if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
-        raise InvalidRequest("timeout_s", f"is {timeout_s}, must be more than 0 and at most {_LONGEST_TIMEOUT_S:g}")
+    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not number or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise InvalidRequest("timeout_s", f"is {timeout_s!r}, must be more than 0 and at most {_LONGEST_TIMEOUT_S:g}")
     return timeout_s

@@ -24,7 +24,7 @@ from distilqa.errors import (
 )
 from distilqa.rpc import RETRY_AFTER_MS
 from distilqa.text.answer import Answer
-from distilqa.text.request import check_options, check_text, list_passages
+from distilqa.text.request import check_flag, check_options, check_text, list_passages
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
 # How gRPC refuses a message over its limit.
@@ -101,6 +101,8 @@ def to_message(request: Request, model: str = "", version: str = "") -> pb.Answe
     for number, text in enumerate(texts):
         check_text(f"passages[{number}]", text)
     check_options(request.top_k, request.max_answer_tokens, request.doc_stride)
+    check_flag("allow_no_answer", request.allow_no_answer)
+    check_flag("align_to_words", request.align_to_words)
     message = pb.AnswerRequest(
         model=model,
         version=version,
@@ -109,7 +111,7 @@ def to_message(request: Request, model: str = "", version: str = "") -> pb.Answe
         top_k=request.top_k,
         max_answer_tokens=request.max_answer_tokens,
         doc_stride=request.doc_stride,
-        allow_no_answer=bool(request.allow_no_answer),  # as the reader takes it
+        allow_no_answer=request.allow_no_answer,
     )
     if not request.align_to_words:
         message.align_to_words = False

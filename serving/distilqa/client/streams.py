@@ -176,10 +176,10 @@ class AsyncStream:
         self._call, self._exchange, self._open_calls = call, exchange, open_calls
         self._room = asyncio.Semaphore(in_flight)
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
-        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
 
     async def outcomes(self, requests: AsyncIterator[object]) -> AsyncGenerator[Outcome, None]:
         call, exchange = self._call, self._exchange
+        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
         with call.errors():
             model = await call.stub.GetModel(exchange.get_model, **call.options)
         exchange.begin(model)

@@ -48,6 +48,12 @@ def check_options(top_k: int, max_answer_tokens: int, doc_stride: int | None = N
         check_integer("doc_stride", doc_stride, 0)
 
 
+def check_flag(field: str, value: object) -> None:
+    """Raise InvalidRequest for what is neither True nor False: "no" would be taken for yes."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(field, f"is {value!r:.40}, must be True or False")
+
+
 def check_integer(field: str, value: object, least: int, most: int = _MOST) -> None:
     """Raise InvalidRequest for what is not an integer from ``least`` to ``most``."""
     if not isinstance(value, int) or isinstance(value, bool):

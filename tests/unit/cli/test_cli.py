@@ -387,13 +387,20 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if command == ["ask"]:
         assert "DISTILQA_TOKEN" in out
     if command == ["serve"]:
-        choices = {
+        shown = {
+            "credentials": "FILE",
+            "drain_s": "SECONDS",
+            "host": "HOST",
             "log_format": "{console,json}",
-            "log_level": "{debug,info,warning,error}",
+            "max_requests": "N",
+            "objective_ms": "NUMBER",
             "unverified": "{refuse,allow}",
+            "variant": "VALUE",
         }
+        for name, value in shown.items():
+            assert f"  {flag(name)} {value}" in out
         for name in set(ServerSettings.model_fields) - {"bundle"}:
-            assert f"  {flag(name)} {choices.get(name, 'VALUE')}" in out
+            assert f"  {flag(name)} " in out
         for name in ("config", *ServerSettings.model_fields):
             assert f"DISTILQA_{name.upper()})" in out
         assert "(default 50051, DISTILQA_PORT)" in " ".join(out.split())
