@@ -220,7 +220,7 @@ def test_eval(bundle: Path, squad: Path) -> None:
     lines = out.splitlines()
     assert {line.partition(":")[0] for line in lines} == set(VARIANTS)
     for line in lines:
-        assert ": exact match 33.33, F1 55.56, 3 questions, " in line
+        assert ": exact match 33.33, F1 55.56; 3 questions, " in line
         assert line.endswith(" answers/s")
     assert {line.partition(":")[0] for line in err.splitlines()} == set(VARIANTS)
     assert err.count(": 3 of 3, ") == 2
@@ -339,10 +339,10 @@ def test_eval_prints_json(bundle: Path, squad: Path) -> None:
     results = json.loads(out)
     assert set(results) == set(VARIANTS)
     for result in results.values():
-        assert set(result) == {"exact_match", "f1", "questions", "answers_per_second"}
+        assert set(result) == {"exact_match", "f1", "questions", "not_asked", "answers_per_second"}
         assert result["exact_match"] == pytest.approx(100 / 3)
         assert result["f1"] == pytest.approx(100 * (1 + 2 / 3) / 3)
-        assert result["questions"] == 3
+        assert (result["questions"], result["not_asked"]) == (3, 0)
         assert result["answers_per_second"] > 0
 
 
@@ -362,7 +362,7 @@ def test_eval_of_one_variant_writes_what_the_official_script_reads(bundle: Path,
         (["nowhere", "SQUAD"], "nowhere is not a bundle: "),
         (["BUNDLE", "nowhere"], "nowhere: No such file or directory"),
         (["BUNDLE", "BUNDLE"], ": Is a directory"),
-        (["BUNDLE", "MANIFEST"], "manifest.json: is not a SQuAD file"),
+        (["BUNDLE", "MANIFEST"], 'manifest.json: "data" is an object, must be a list; needed is SQuAD'),
         (["BUNDLE", "SQUAD", "--variant", "gpu"], "has no variant 'gpu'; it has cpu-fp32, cpu-int8"),
         (["BUNDLE", "SQUAD", "--variant", ""], "has no variant ''; it has cpu-fp32, cpu-int8"),
         (["BUNDLE", "SQUAD", "--predictions", "FILE"], "--predictions: is one file; choose a --variant of cpu-"),
@@ -395,11 +395,77 @@ def many_questions(squad: Path, count: int) -> None:
     squad.write_text(json.dumps(content))
 
 
-def test_eval_of_a_question_that_cannot_be_answered(bundle: Path, squad: Path) -> None:
-    many_questions(squad, 3)
-    squad.write_text(squad.read_text().replace("Who built the lighthouse?", " ", 1))
-    status, out, err = run(["eval", str(bundle), str(squad), "--variant", "cpu-int8"])
-    assert (status, out, err) == (1, "", "distilqa: question q0: question: is empty\n")
+def ask_instead(squad: Path, *questions: str) -> None:
+    """Change the first questions of the file."""
+    content = json.loads(squad.read_text(encoding="utf-8"))
+    for fields, question in zip(content["data"][0]["paragraphs"][0]["qas"], questions, strict=False):
+        fields["question"] = question
+    squad.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("questions", "told"),
+    [
+        (
+            ["why " * 300],
+            "1 of 4 questions could not be asked and counts as not answered: it is question q0 (question: has ",
+        ),
+        (
+            [" ", "why " * 300, "\ud800"],
+            "3 of 4 questions could not be asked and count as not answered: the first is question q0 (question: is em",
+        ),
+    ],
+    ids=["one", "three"],
+)
+def test_eval_goes_on_after_questions_that_cannot_be_asked(
+    bundle: Path, squad: Path, tmp_path: Path, questions: list[str], told: str
+) -> None:
+    many_questions(squad, 4)
+    ask_instead(squad, *questions)
+    predictions = tmp_path / "predictions.json"
+    options = ["--variant", "cpu-int8", "--predictions", str(predictions)]
+    status, out, err = run(["eval", str(bundle), str(squad), *options])
+    right = 25 * (4 - len(questions))
+    assert (status, out.partition(";")[0]) == (0, f"cpu-int8: exact match {right:.2f}, F1 {right:.2f}")
+    assert err.splitlines()[-1].startswith(told)
+    assert "Renée Solberg" in (answers := list(json.loads(predictions.read_text()).values()))
+    assert answers.count("") == len(questions)
+
+
+def test_eval_tells_once_what_no_variant_could_ask(bundle: Path, squad: Path) -> None:
+    """Also a passage without words."""
+    content = json.loads(squad.read_text(encoding="utf-8"))
+    content["data"][0]["paragraphs"][0]["context"] = " "
+    squad.write_text(json.dumps(content))
+    status, out, err = run(["eval", str(bundle), str(squad), "--json"])
+    assert status == 0
+    results = json.loads(out)
+    assert set(results) == set(VARIANTS)
+    for result in results.values():
+        assert (result["questions"], result["not_asked"], result["answers_per_second"]) == (3, 3, 0)
+        assert (result["exact_match"], result["f1"]) == (0, 0)
+    assert err.count("could not be asked") == 1
+    assert err.endswith("the first is question who (passages[0]: has no words)\n")
+
+
+def test_eval_with_questions_that_have_no_answer(bundle: Path, squad: Path) -> None:
+    content = json.loads(squad.read_text(encoding="utf-8"))
+    content["data"][0]["paragraphs"][0]["qas"][2]["answers"] = []
+    squad.write_text(json.dumps(content))
+    options = ["--variant", "cpu-int8", "--allow-no-answer"]
+    status, out, _ = run(["eval", str(bundle), str(squad), *options])
+    assert status == 0
+    assert out.startswith(
+        "cpu-int8: exact match 33.33, F1 55.56; with an answer: exact match 50.00, F1 83.33; without: both 0.00; best "
+    )
+    assert "; 3 questions, " in out
+
+
+def test_eval_of_one_question(bundle: Path, squad: Path) -> None:
+    many_questions(squad, 1)
+    status, out, _ = run(["eval", str(bundle), str(squad), "--variant", "cpu-int8"])
+    assert status == 0
+    assert out.startswith("cpu-int8: exact match 100.00, F1 100.00; 1 question, ")
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -15,7 +15,7 @@ from distilqa.bundle import GPU_VARIANTS, Bundle
 from distilqa.cli.commands import Commands, add_command
 from distilqa.errors import InvalidRequest, VariantUnusable
 from distilqa.text.answer import Answer
-from distilqa.text.request import MAX_TOP_K, NO_WORDS
+from distilqa.text.request import MAX_TOP_K
 
 if TYPE_CHECKING:
     from distilqa.evaluation.dataset import Question
@@ -70,18 +70,19 @@ def _run(arguments: argparse.Namespace) -> int:
     for variant, reader in readers.items():
         began = time.monotonic()
         verdicts = _ask(reader, questions, allow_no_answer=arguments.allow_no_answer)
-        rate = len(questions) / (time.monotonic() - began)
+        seconds = time.monotonic() - began
+        not_asked = sum(bool(one.problem) for one in verdicts)
         found = _measured(verdicts, allow_no_answer=arguments.allow_no_answer)
-        results[variant] = found | {"questions": len(questions), "answers_per_second": rate}
+        counts = {"questions": len(verdicts), "not_asked": not_asked}
+        rate = (len(verdicts) - not_asked) / seconds
+        results[variant] = found | counts | {"answers_per_second": rate}
         if not arguments.json:
-            shown = ", ".join(f"{_NAMES[name]} {value:.{_DIGITS.get(name, 2)}f}" for name, value in found.items())
-            print(f"{variant}: {shown}, {len(questions):,} questions, {rate:.1f} answers/s", flush=True)
-        if blank := sum(one.answer is None for one in verdicts):
-            print(f"{variant}: {blank} of the questions have no text to answer from", file=sys.stderr)
+            print(f"{variant}: {_in_words(found)}; {_count(verdicts)}, {rate:.1f} answers/s", flush=True)
         if arguments.predictions:
             _write_whole(arguments.predictions, json.dumps({one.question.id: one.text for one in verdicts}))
     if arguments.json:
         print(json.dumps(results))
+    _tell_not_asked(verdicts)  # of the last variant: they are the same of each
     return 0
 
 
@@ -103,9 +104,7 @@ def _ask(reader: Reader, questions: Sequence[Question], *, allow_no_answer: bool
                 allow_no_answer=allow_no_answer,
             )
         except InvalidRequest as error:
-            if error.problem != NO_WORDS:
-                raise
-            return Verdict(question, None, 1.0)
+            return Verdict(question, None, 1.0, problem=str(error))
         none = next((answer.score for answer in answers if answer.passage is None), 0.0)
         return Verdict(question, next(answer for answer in answers if answer.passage is not None), none)
 
@@ -113,23 +112,41 @@ def _ask(reader: Reader, questions: Sequence[Question], *, allow_no_answer: bool
         return ask_all(questions, ask, lanes=usable_cores(), progress=progress)
 
 
-# What a measure is called, and the digits after the point where they are not two.
-_NAMES = {
-    "exact_match": "exact match",
-    "f1": "F1",
-    "has_answer_exact_match": "where there is an answer",
-    "has_answer_f1": "F1",
-    "no_answer_exact_match": "where there is none",
-    "best_exact_match": "best exact match",
-    "best_exact_match_threshold": "from",
-    "best_f1": "best F1",
-    "best_f1_threshold": "from",
+# How measures are shown, by the first of each group.
+_SHOWN = {
+    "exact_match": "exact match {exact_match:.2f}, F1 {f1:.2f}",
+    "has_answer_exact_match": "with an answer: exact match {has_answer_exact_match:.2f}, F1 {has_answer_f1:.2f}",
+    "no_answer_exact_match": "without: both {no_answer_exact_match:.2f}",
+    "best_exact_match": "best exact match {best_exact_match:.2f} at threshold {best_exact_match_threshold:.3g}",
+    "best_f1": "best F1 {best_f1:.2f} at threshold {best_f1_threshold:.3g}",
 }
-_DIGITS = {"best_exact_match_threshold": 4, "best_f1_threshold": 4}
+
+
+def _in_words(found: dict[str, float]) -> str:
+    return "; ".join(shown.format_map(found) for first, shown in _SHOWN.items() if first in found)
+
+
+def _count(verdicts: Sequence[Verdict]) -> str:
+    return f"{len(verdicts):,} question{'' if len(verdicts) == 1 else 's'}"
+
+
+def _tell_not_asked(verdicts: Sequence[Verdict]) -> None:
+    from distilqa.evaluation.dataset import shown_id
+
+    not_asked = [one for one in verdicts if one.problem]
+    if not not_asked:
+        return
+    first = not_asked[0]
+    counted = "counts as not answered: it is" if len(not_asked) == 1 else "count as not answered: the first is"
+    print(
+        f"{len(not_asked):,} of {_count(verdicts)} could not be asked and {counted}"
+        f" question {shown_id(first.question.id)} ({first.problem})",
+        file=sys.stderr,
+    )
 
 
 def _measured(verdicts: Sequence[Verdict], *, allow_no_answer: bool) -> dict[str, float]:
-    """In per cent, but for thresholds."""
+    """In per cent, but for thresholds; nothing of a kind of question that the file does not have."""
     from distilqa.evaluation.evaluate import Evaluation
     from distilqa.evaluation.no_answer import best, scores
 
@@ -137,14 +154,13 @@ def _measured(verdicts: Sequence[Verdict], *, allow_no_answer: bool) -> dict[str
         nothing = Answer("", 0, 0, 0.0, None)
         found = Evaluation([one.question for one in verdicts], [one.answer or nothing for one in verdicts], 0.0)
         return {"exact_match": found.exact_match, "f1": found.f1}
-    every, some = scores(verdicts), scores(verdicts, lambda question: bool(question.answers))
-    none, limit = scores(verdicts, lambda question: not question.answers), best(verdicts)
-    return {
-        "exact_match": every.exact_match,
-        "f1": every.f1,
-        "has_answer_exact_match": some.exact_match,
-        "has_answer_f1": some.f1,
-        "no_answer_exact_match": none.exact_match,
+    every, limit = scores(verdicts), best(verdicts)
+    measured = {"exact_match": every.exact_match, "f1": every.f1}
+    if (some := scores(verdicts, lambda question: bool(question.answers))).questions:
+        measured |= {"has_answer_exact_match": some.exact_match, "has_answer_f1": some.f1}
+    if (none := scores(verdicts, lambda question: not question.answers)).questions:
+        measured |= {"no_answer_exact_match": none.exact_match}
+    return measured | {
         "best_exact_match": limit.exact_match,
         "best_exact_match_threshold": limit.exact_match_threshold,
         "best_f1": limit.f1,

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from distilqa.errors import DatasetError
 
+_NEEDED = """{"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text"}]}]}]}]}"""
+
+_GZIP = b"\x1f\x8b"
+
 _LONGEST_SHOWN_ID = 80
+
+# Of a file that is something else.
+_LONGEST_SHOWN = 60
+
+# What JSON's values are called.
+_KINDS = {
+    NoneType: "null",
+    bool: "a boolean",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +46,8 @@ class Question:
 def read_questions(path: Path, *, allow_no_answer: bool = False) -> list[Question]:
     """The questions of a SQuAD file. Raises DatasetError if it is none, or a question has no answer but may not.
 
-    An answer without text, as some tools write it, is none.
+    Whether a question has an answer is told by its answers alone, as SQuAD v2's official script does it: its
+    ``is_impossible`` is not read. An answer of blanks, as some tools write it, is none.
     """
     try:
         content = path.read_bytes()
@@ -38,16 +59,9 @@ def read_questions(path: Path, *, allow_no_answer: bool = False) -> list[Questio
 def parse_questions(content: bytes, name: str, *, allow_no_answer: bool = False) -> list[Question]:
     """As `read_questions`, of a file's content."""
     try:
-        articles = json.loads(content)["data"]
-        questions = [
-            _question(fields, paragraph["context"])
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for fields in paragraph["qas"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        # Not its repr: that of a UnicodeDecodeError holds the whole file.
-        raise DatasetError(f"{name}: is not a SQuAD file ({type(error).__name__}: {error})") from error
+        questions = list(_questions(_Object("", _load(content))))
+    except _NotSquad as error:
+        raise DatasetError(f"{name}: {error}; needed is SQuAD's JSON: {_NEEDED}") from error
     if not questions:
         raise DatasetError(f"{name}: has no questions")
     for question in questions:
@@ -67,13 +81,71 @@ def shown_id(id: str) -> str:
     return id if id.isascii() and id.isprintable() and len(id) <= _LONGEST_SHOWN_ID else f"{id[:_LONGEST_SHOWN_ID]!a}"
 
 
-def _question(fields: dict[str, Any], context: object) -> Question:
-    texts = () if fields.get("is_impossible") else tuple(answer["text"] for answer in fields["answers"])
-    answers = tuple(text for text in texts if text != "")
-    id = fields["id"]
-    if isinstance(id, int) and not isinstance(id, bool):  # as annotation tools number them
-        id = str(id)
-    question = Question(id, fields["question"], context, answers)  # type: ignore[arg-type]
-    if not all(isinstance(text, str) for text in (question.id, question.question, context, *answers)):
-        raise TypeError(f"id, question, context and answers must be strings: {question!r:.200}")
-    return question
+class _NotSquad(Exception):
+    """What is wrong, and where. It is short: it tells what a value is, and not what it holds."""
+
+
+def _load(content: bytes) -> object:
+    if content.startswith(_GZIP):
+        raise _NotSquad("is compressed by gzip")
+    if not content.strip():
+        raise _NotSquad("is empty")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if _is_json_lines(content):
+            raise _NotSquad("looks like JSON lines, its first line is an object") from error
+        # Not the error's repr: that of a UnicodeDecodeError holds the whole file.
+        began = content.lstrip()[:_LONGEST_SHOWN].decode("latin-1").partition("\n")[0]
+        raise _NotSquad(f"is not JSON, {error}; it begins with {began!a:.{_LONGEST_SHOWN}}") from error
+
+
+def _is_json_lines(content: bytes) -> bool:
+    try:
+        return isinstance(json.loads(content.lstrip().splitlines()[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _questions(file: _Object) -> Iterator[Question]:
+    for article in file.objects("data"):
+        for paragraph in article.objects("paragraphs"):
+            context = paragraph.get("context", str)
+            for fields in paragraph.objects("qas"):
+                yield _question(fields, context)
+
+
+def _question(fields: _Object, context: str) -> Question:
+    id = str(fields.get("id", str, int))  # annotation tools number them
+    named = _Object(f"{fields.place} (id {shown_id(id)})", fields.fields)
+    answers = [answer.get("text", str) for answer in named.objects("answers")]
+    return Question(id, named.get("question", str), context, tuple(text for text in answers if text.strip()))
+
+
+class _Object:
+    """An object of the file, and its place there, empty for the outermost. Raises _NotSquad for what is none."""
+
+    def __init__(self, place: str, fields: object) -> None:
+        self.place = place
+        if not isinstance(fields, dict):
+            raise self._wrong(f"is {_KINDS[type(fields)]}, must be an object")
+        self.fields = fields
+
+    def get(self, name: str, *kinds: type) -> Any:
+        """A field of one of these kinds."""
+        if name not in self.fields:
+            some = json.dumps([*self.fields][:10])[1:-1]
+            raise self._wrong(f'has no "{name}"; it has {some or "nothing":.{_LONGEST_SHOWN}}')
+        value = self.fields[name]
+        if type(value) not in kinds:  # isinstance would take true for a number
+            needed = " or ".join(_KINDS[kind] for kind in kinds)
+            raise self._wrong(f'"{name}" is {_KINDS[type(value)]}, must be {needed}')
+        return value
+
+    def objects(self, name: str) -> Iterator[_Object]:
+        """Those of a list."""
+        for number, item in enumerate(self.get(name, list)):
+            yield _Object(f"{self.place}.{name}[{number}]".lstrip("."), item)
+
+    def _wrong(self, problem: str) -> _NotSquad:
+        return _NotSquad(f"{self.place} {problem}".lstrip())

@@ -16,11 +16,15 @@ from distilqa.text.answer import Answer
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found for a question: the best ``answer``, None where there is no text, and the score of none."""
+    """What was found for a question: the best ``answer``, and the score of none.
+
+    Of one that could not be asked ``problem`` says why, and there is no answer.
+    """
 
     question: Question
     answer: Answer | None
     no_answer_score: float
+    problem: str = ""
 
     @property
     def text(self) -> str:

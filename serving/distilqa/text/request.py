@@ -8,9 +8,6 @@ from distilqa.errors import InvalidRequest
 
 MAX_TOP_K = 100
 
-# What is wrong with a passage that nothing in it can be an answer of.
-NO_WORDS = "has no words"
-
 # What a message can carry.
 _MOST = 2**32 - 1
 

@@ -21,7 +21,7 @@ from tokenizers import Encoding, Tokenizer
 
 from distilqa.errors import BundleError, InvalidRequest
 from distilqa.text.arrays import Bool, Int64
-from distilqa.text.request import NO_WORDS, check_text
+from distilqa.text.request import check_text
 
 DEFAULT_DOC_STRIDE = 128
 MAX_QUESTION_TOKENS = 128
@@ -155,7 +155,7 @@ class Windower:
         blank = [passage.is_blank for passage in tokenized]
         if all(blank):
             one = len(blank) == 1
-            raise InvalidRequest("passages[0]" if one else "passages", NO_WORDS if one else "have no words")
+            raise InvalidRequest("passages[0]" if one else "passages", "has no words" if one else "have no words")
         head = np.array([self._cls, *question_ids, self._sep], dtype=np.int64)
         tail = np.array([self._sep], dtype=np.int64)
         windows = tuple(

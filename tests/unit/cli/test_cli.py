@@ -16,10 +16,12 @@ import pytest
 from tests.conftest import CHECKPOINT
 
 from distilqa.cli.ask import _read_passage, _show
-from distilqa.cli.eval import _check_writable, _write_whole
+from distilqa.cli.eval import _check_writable, _in_words, _measured, _write_whole
 from distilqa.cli.main import main
 from distilqa.cli.serve import _own_name
 from distilqa.errors import DistilqaError, InvalidRequest
+from distilqa.evaluation.dataset import Question
+from distilqa.evaluation.no_answer import Verdict
 from distilqa.server.settings import ENV_PREFIX, ServerSettings, flag, load_settings
 from distilqa.text.answer import Answer
 
@@ -141,6 +143,42 @@ def test_errors_do_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr("distilqa.cli.main._run", fail)
     assert main([]) == 1
     assert capsys.readouterr().err == "distilqa: a\\x1b[2J\\u202e é 日\n"
+
+
+ANSWERED = Verdict(Question("1", "Who?", "A red fox.", ("fox",)), Answer("red fox", 2, 9, 0.5, 0), 0.125)
+UNANSWERABLE = Verdict(Question("2", "Who?", "A red fox.", ()), Answer("fox", 6, 9, 0.25, 0), 0.5)
+HAS, HAS_NOT = "with an answer: exact match 0.00, F1 66.67", "without: both 100.00"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "shown"),
+    [
+        (
+            [ANSWERED, UNANSWERABLE],
+            f"exact match 50.00, F1 83.33; {HAS}; {HAS_NOT};"
+            " best exact match 50.00 at threshold 0; best F1 83.33 at threshold 0.125",
+        ),
+        (
+            [ANSWERED],
+            f"exact match 0.00, F1 66.67; {HAS};"
+            " best exact match 0.00 at threshold 0; best F1 66.67 at threshold 0.125",
+        ),
+        (
+            [UNANSWERABLE],
+            f"exact match 100.00, F1 100.00; {HAS_NOT};"
+            " best exact match 100.00 at threshold 0; best F1 100.00 at threshold 0",
+        ),
+    ],
+    ids=["both", "with an answer", "without"],
+)
+def test_measures_in_words(verdicts: list[Verdict], shown: str) -> None:
+    """Those of a kind of question that the file does not have are left out."""
+    assert _in_words(_measured(verdicts, allow_no_answer=True)) == shown
+
+
+def test_a_low_threshold_is_shown_as_it_is() -> None:
+    low = Verdict(ANSWERED.question, ANSWERED.answer, 7.09e-9)
+    assert _in_words(_measured([low], allow_no_answer=True)).endswith("best F1 66.67 at threshold 7.09e-09")
 
 
 @pytest.mark.parametrize("linked", [False, True])

@@ -1,7 +1,8 @@
-"""Files of SQuAD v1.1, and what is none."""
+"""Files of SQuAD, and what is none."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,21 @@ def test_what_v1_does_not_have_is_passed_over(tmp_path: Path) -> None:
     assert [question.id for question in read_questions(path)] == ["q1"]
 
 
+@pytest.mark.parametrize("said", [True, "false", "0", 1, float("nan"), [None]], ids=repr)
+def test_answers_alone_tell_whether_there_is_one(tmp_path: Path, said: object) -> None:
+    """As SQuAD v2's official script has it."""
+    (read,) = read_questions(write(tmp_path / "file", dataset(question(is_impossible=said))))
+    assert read.answers == ("a fox",)
+    none = write(tmp_path / "none", dataset(question(is_impossible=False, answers=[])))
+    assert [one.answers for one in read_questions(none, allow_no_answer=True)] == [()]
+
+
+def test_answers_of_blanks_are_none(tmp_path: Path) -> None:
+    answers = [{"text": text} for text in (" ", "", "a fox ", "\u3000\n")]
+    (read,) = read_questions(write(tmp_path / "file", dataset(question(answers=answers))))
+    assert read.answers == ("a fox ",)
+
+
 def problem_of(path: Path) -> str:
     """What is said of a file that cannot be used: it begins with the file's name and is short."""
     with pytest.raises(DatasetError) as caught:
@@ -76,8 +92,8 @@ def test_ids_in_errors_are_short_and_can_be_shown(tmp_path: Path, id: str) -> No
     [
         question(id="q7", answers=[]),
         question(id="q7", answers=[], is_impossible=True, plausible_answers=[{"text": "x", "answer_start": 0}]),
-        question(id="q7", is_impossible=True),
         question(id="q7", answers=[{"text": "", "answer_start": 0}]),
+        question(id="q7", answers=[{"text": " \t", "answer_start": 0}]),
     ],
 )
 def test_questions_without_an_answer_are_refused(tmp_path: Path, unanswerable: object) -> None:
@@ -116,6 +132,11 @@ def test_file_without_questions_is_refused(tmp_path: Path, content: object) -> N
 def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != name}
 
+
+NEEDED = (
+    "; needed is SQuAD's JSON:"
+    ' {"data": [{"paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text"}]}]}]}]}'
+)
 
 BAD_FILES: dict[str, object] = {
     "empty": b"",
@@ -170,13 +191,80 @@ BAD_FILES: dict[str, object] = {
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_what_is_no_squad_file_is_refused(tmp_path: Path, content: object) -> None:
-    problem = problem_of(write(tmp_path / "file", content))
-    assert problem.startswith("is not a SQuAD file (")
+    assert problem_of(write(tmp_path / "file", content)).endswith(NEEDED)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "file", dataset(_without(question(), "answers")))
-    assert problem_of(path) == "is not a SQuAD file (KeyError: 'answers')"
+def _second(second: object) -> dict[str, Any]:
+    """A file whose second article has it as its second question."""
+    return {"data": dataset(question())["data"] + dataset(question(id="q2"), second)["data"]}
+
+
+PLACES: dict[str, tuple[object, str]] = {
+    "no answers": (
+        _second(_without(question(id="q7"), "answers")),
+        'data[1].paragraphs[0].qas[1] (id q7) has no "answers"; it has "id", "question"',
+    ),
+    "answers: null": (
+        _second(question(id="q7", answers=None)),
+        'data[1].paragraphs[0].qas[1] (id q7) "answers" is null, must be a list',
+    ),
+    "answers: by column": (
+        _second(question(id="q7", answers={"text": ["a fox"], "answer_start": [0]})),
+        'data[1].paragraphs[0].qas[1] (id q7) "answers" is an object, must be a list',
+    ),
+    "answer: a string": (
+        _second(question(answers=[{"text": "a fox"}, "a fox"])),
+        "data[1].paragraphs[0].qas[1] (id q1).answers[1] is a string, must be an object",
+    ),
+    "id: true": (
+        _second(question(id=True)),
+        'data[1].paragraphs[0].qas[1] "id" is a boolean, must be a string or a whole number',
+    ),
+    "id: unprintable": (
+        _second(_without(question(id="\x1b[2J"), "question")),
+        'data[1].paragraphs[0].qas[1] (id \'\\x1b[2J\') has no "question"; it has "id", "answers"',
+    ),
+    "context: a list": (
+        dataset(question(), context=["A fox."]),
+        'data[0].paragraphs[0] "context" is a list, must be a string',
+    ),
+    "data: null": ({"data": None}, '"data" is null, must be a list'),
+    "many long names": ({"x" * 1000: 1, "y": 2}, f'has no "data"; it has "{"x" * 59}'),
+    "no names": ({}, 'has no "data"; it has nothing'),
+}
+
+HUGGING_FACE = {"id": "1", "title": "t", "context": "A fox.", "question": "Who?", "answers": {"text": ["a fox"]}}
+NAMES = '"id", "title", "context", "question", "answers"'
+
+OTHER_FORMATS: dict[str, tuple[object, str]] = {
+    "empty": (b" \n", "is empty"),
+    "gzip": (gzip.compress(json.dumps(dataset(question())).encode()), "is compressed by gzip"),
+    "CSV": (
+        b"\nid,context,question\r\n1,A fox.,Who?\n",
+        r"is not JSON, Expecting value: line 2 column 1 (char 1); it begins with 'id,context,question\r'",
+    ),
+    "a zip": (
+        b"PK\x03\x04\xff",
+        "is not JSON, 'utf-8' codec can't decode byte 0xff in position 4: invalid start byte;"
+        r" it begins with 'PK\x03\x04\xff'",
+    ),
+    "lines of JSON": (
+        (json.dumps(HUGGING_FACE) + "\n").encode() * 2,
+        "looks like JSON lines, its first line is an object",
+    ),
+    "Hugging Face's rows": ([HUGGING_FACE], "is a list, must be an object"),
+    "Hugging Face's columns": (
+        {name: [value] for name, value in HUGGING_FACE.items()},
+        f'has no "data"; it has {NAMES}',
+    ),
+    "Hugging Face's rows in data": ({"data": [HUGGING_FACE]}, f'data[0] has no "paragraphs"; it has {NAMES}'),
+    "articles alone": (dataset(question())["data"], "is a list, must be an object"),
+}
+
+
+@pytest.mark.parametrize(("content", "problem"), (PLACES | OTHER_FORMATS).values(), ids=(PLACES | OTHER_FORMATS).keys())
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, content: object, problem: str) -> None:
+    assert problem_of(write(tmp_path / "file", content)) == problem + NEEDED
 
 
 KEYS = st.sampled_from(["data", "paragraphs", "qas", "context", "id", "question", "answers", "text"])
