@@ -348,7 +348,7 @@ async def test_tls_from_another_authority(encrypted: str, tmp_path: Path) -> Non
 
 
 async def test_a_plain_client_of_a_tls_server(encrypted: str) -> None:
-    await refused(encrypted, "this client does not use TLS: does the server[?]$")
+    await refused(encrypted, "This client does not use TLS: does the server[?]$")
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -358,7 +358,7 @@ async def test_a_cause_that_another_address_hides(encrypted: str, plain: bool) -
     options: dict[str, Any] = {} if plain else {"tls": True}
     await refused(
         target,
-        "does not use TLS: does the server[?]$" if plain else r"a certificate that is trusted here \(root_certificates\)[?]$",
+        "does not use TLS: does the server[?]$" if plain else r"trusted here \(root_certificates\)[?]$",
         **options,
     )
 

@@ -18,9 +18,9 @@ from distilqa.errors import DeadlineExceeded, DistilqaError, Unavailable
 # How gRPC begins when it found nobody. It names the last address only, and on another the cause may have been TLS.
 _NOT_CONNECTED = "failed to connect to all addresses"
 _REFUSED = "Connection refused"
-_NOBODY_HINT = "is the server there? (Of several addresses this tells of the last.) "
-_PLAIN_HINT = "this client does not use TLS: does the server?"
-_TLS_HINT = "this client uses TLS: does the server, with a certificate that is trusted here (root_certificates)?"
+_NOBODY_HINT = "Is the server there? Of several addresses this tells of the last. "
+_PLAIN_HINT = "This client does not use TLS: does the server?"
+_TLS_HINT = "This client uses TLS: does the server, with a certificate that is trusted here (root_certificates)?"
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 # What gRPC says of a deadline where the server says nothing.
@@ -83,5 +83,5 @@ class OutgoingCall:
         if isinstance(error, Unavailable) and self.is_closed():
             return Unavailable("the client was closed during the call")
         if isinstance(error, Unavailable) and said.startswith(_NOT_CONNECTED):
-            return Unavailable(f"{said}; {_hint(said, self.tls)}")
+            return Unavailable(f"{said}. {_hint(said, self.tls)}")
         return error

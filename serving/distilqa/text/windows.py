@@ -154,8 +154,10 @@ class Windower:
             tokenized.append(_passage(text, encoding))
         blank = [passage.is_blank for passage in tokenized]
         if all(blank):
+            wordless = not any(len(passage.ids) for passage in tokenized)
+            problem = "no words" if wordless else f"no word of {MAX_ANSWER_CHARACTERS:,} characters or fewer"
             one = len(blank) == 1
-            raise InvalidRequest("passages[0]" if one else "passages", "has no words" if one else "have no words")
+            raise InvalidRequest("passages[0]" if one else "passages", f"{'has' if one else 'have'} {problem}")
         head = np.array([self._cls, *question_ids, self._sep], dtype=np.int64)
         tail = np.array([self._sep], dtype=np.int64)
         windows = tuple(

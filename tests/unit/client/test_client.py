@@ -189,7 +189,7 @@ async def test_a_status_that_nobody_knows() -> None:
         raise KeyError(99)  # as grpc.aio does
 
     async with AsyncClient("localhost:1") as client:
-        client._stubs = itertools.cycle([SimpleNamespace(Answer=fail, GetModel=fail)])  # type: ignore[list-item]
+        client._stub = lambda: SimpleNamespace(Answer=fail, GetModel=fail)  # type: ignore[method-assign, assignment, return-value]
         for call in (client.answer("Who?", "A fox."), client.model()):
             with pytest.raises(DistilqaError, match="unknown status 99"):
                 await call
@@ -223,12 +223,6 @@ def test_what_a_foreign_server_refuses(details: str, told: str) -> None:
         for error in ask_both(target):
             assert isinstance(error, InvalidRequest)
             assert str(error) == told
-
-
-def test_no_answer_is_allowed_by_what_is_true() -> None:
-    """As the reader takes it, whatever it is."""
-    for value, allowed in ((1, True), ("yes", True), (None, False), ("", False)):
-        assert asked(allow_no_answer=value).allow_no_answer is allowed
 
 
 @pytest.mark.parametrize(
@@ -302,6 +296,45 @@ async def test_where_nobody_is_tls_may_be_the_cause(options: dict[str, bool], hi
     async with AsyncClient(target, **options) as other:  # type: ignore[arg-type]
         with pytest.raises(Unavailable, match=hinted):
             await other.model()
+
+
+def test_a_client_of_asyncio_has_one_event_loop() -> None:
+    """That of its first call; it may be made before there is any."""
+    with scripted(echo) as server:
+        client = AsyncClient(server.address)
+
+        async def ask() -> str:
+            return (await client.answer("Who?", "A fox."))[0].text
+
+        async def ask_in_a_stream() -> None:
+            async for _ in client.answer_stream(items("a")):
+                pass
+
+        with asyncio.Runner() as runner:
+            assert runner.run(ask()) == "fox"
+            for another in (ask, ask_in_a_stream):
+                with pytest.raises(InvalidRequest, match="client: belongs to the event loop of its first call"):
+                    asyncio.run(another())
+            assert runner.run(ask()) == "fox"
+            runner.run(client.close())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("name", ["http_proxy", "grpc_proxy", None])
+def test_a_proxy_may_be_in_the_way(kind: Any, name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name:
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    _, error = stream(kind, "localhost:1", items("a"))
+    assert isinstance(error, Unavailable)
+    assert (f"{name} is set" in str(error)) == bool(name)
+
+
+@pytest.mark.parametrize("field", ["allow_no_answer", "align_to_words"])
+@pytest.mark.parametrize("bad", ["no", "false", None, 1])
+def test_what_is_no_flag(field: str, bad: Any) -> None:
+    """ "no" would be taken for yes."""
+    with pytest.raises(InvalidRequest, match=f"^{field}: is {bad!r}, must be True or False$"):
+        asked(**{field: bad})
 
 
 def test_doc_stride_below_any() -> None:
@@ -891,7 +924,7 @@ def test_what_no_client_can_have(kind: Any, field: str, bad: Any) -> None:
 
 
 @pytest.mark.parametrize(("api", "kind"), [(grpc, Client), (grpc.aio, AsyncClient)])
-def test_channels(monkeypatch: pytest.MonkeyPatch, api: Any, kind: Any) -> None:
+async def test_channels(monkeypatch: pytest.MonkeyPatch, api: Any, kind: Any) -> None:
     opened: list[tuple[str, Any]] = []
 
     def channel(target: str, options: Any) -> Any:
@@ -901,8 +934,8 @@ def test_channels(monkeypatch: pytest.MonkeyPatch, api: Any, kind: Any) -> None:
 
     monkeypatch.setattr(api, "insecure_channel", channel)
     client = kind("localhost:0", connections=3)
-    assert opened == [("localhost:0", _OPTIONS)] * 3
     assert [client._begin(None).stub.Answer for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    assert opened == [("localhost:0", _OPTIONS)] * 3
 
 
 def test_options_of_channels() -> None:
