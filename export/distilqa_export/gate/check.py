@@ -12,7 +12,7 @@ from distilqa.engine.packed import CUMULATIVE_LENGTHS, run_packed
 from distilqa.engine.segments import token_types
 from distilqa.engine.session import run_session
 from distilqa.text.arrays import Float32, Int64, Logits
-from distilqa.text.windows import Tokenized, Windower
+from distilqa.text.windows import Passage, Tokenized, Windower
 from distilqa_export.errors import ExportError
 from distilqa_export.graph.checkpoint import Checkpoint
 
@@ -71,15 +71,21 @@ def check_tokens(checkpoint: Checkpoint, windower: Windower, texts: Sequence[str
     own = checkpoint.tokenizer
     roles = (own.cls_token, own.sep_token)
     given = "".join(f" a {token} b" for token in own.get_added_vocab() if token and token not in roles)
-    for text in (*texts, given):
-        if text:
-            _check_text(checkpoint, windower, text)
+    if given:
+        _check_tokens(checkpoint, windower, given)
+    for text in texts:
+        passage = _check_tokens(checkpoint, windower, text)
+        shown = [text[start:end] for start, end in zip(passage.starts, passage.ends, strict=True)]
+        if spaced := next((one for one in shown if one != one.strip()), None):
+            raise ExportError(
+                f"the tokenizer has tokens with the space beside them, {spaced!a:.40} say; needed is BERT's"
+            )
 
 
-def _check_text(checkpoint: Checkpoint, windower: Windower, text: str) -> None:
+def _check_tokens(checkpoint: Checkpoint, windower: Windower, text: str) -> Passage:
     expected = checkpoint.tokenizer("Why", text, truncation=False, verbose=False)
     tokenized = windower.tokenize("Why", [text])
-    window, passage = tokenized.windows[0].input_ids, tokenized.passages[0]
+    window = tokenized.windows[0].input_ids
     pairs = [(window[:-1].tolist(), expected["input_ids"], "tokens")]
     types = expected.get("token_type_ids", ())
     if checkpoint.architecture.type == "bert" and any(types):  # or there is one, and the model was made so
@@ -90,9 +96,7 @@ def _check_text(checkpoint: Checkpoint, windower: Windower, text: str) -> None:
                 f"the {name} of a window are not those of the checkpoint's tokenizer, which begin"
                 f" {theirs[:_SHOWN]} and not {ours[:_SHOWN]} for the question 'Why' on {text[:80]!a}"
             )
-    shown = [text[start:end] for start, end in zip(passage.starts, passage.ends, strict=True)]
-    if spaced := next((one for one in shown if one != one.strip()), None):
-        raise ExportError(f"the tokenizer has tokens with the space beside them, {spaced!a:.40} say; needed is BERT's")
+    return tokenized.passages[0]
 
 
 def _torch_logits(checkpoint: Checkpoint, ids: Int64) -> Float32:

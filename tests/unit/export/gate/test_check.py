@@ -110,17 +110,21 @@ def test_refuses_windows_of_other_tokens(checkpoint: Path, tmp_path: Path, tiny:
         check_tokens(loaded, Windower(tiny.tokenizer_json, max_tokens=64), [FOX])
 
 
+def with_token(checkpoint: Checkpoint, content: str) -> tuple[Checkpoint, Windower]:
+    """It has that token, which takes the space before it too."""
+    tokenizer = json.loads(checkpoint.tokenizer_json)
+    flags = {"lstrip": True, "rstrip": False, "single_word": False, "normalized": True, "special": False}
+    tokenizer["added_tokens"].append({"id": 1, "content": content, **flags})
+    text = json.dumps(tokenizer)
+    own = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), cls_token="[CLS]", sep_token="[SEP]")
+    return replace(checkpoint, tokenizer=own), Windower(text, max_tokens=64)
+
+
 def test_refuses_tokens_with_spaces(tiny: Checkpoint) -> None:
-    """Answers would begin with them."""
-    content = json.loads(tiny.tokenizer_json)
-    content["added_tokens"].append(
-        {"id": 1, "content": "fox", "lstrip": True, "rstrip": False, "single_word": False, "normalized": True,
-         "special": False}
-    )  # fmt: skip
-    text = json.dumps(content)
-    spaced = replace(tiny, tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text)))
+    """Answers would begin with them; but not where an ordinary text has none, as with some [MASK]."""
     with pytest.raises(ExportError, match=r"tokens with the space beside them, ' fox' say"):
-        check_tokens(spaced, Windower(text, max_tokens=64), [FOX])
+        check_tokens(*with_token(tiny, "fox"), [FOX])
+    check_tokens(*with_token(tiny, "[PAR]"), [FOX])
 
 
 def test_logits_of_runs_each_window_alone(run: Run, tiny: Checkpoint) -> None:
