@@ -112,7 +112,8 @@ class Messages:
     def _give_up(self, limit: asyncio.Timeout, error: Exception) -> None:
         del self._waiting[limit]
         self._given_up[limit] = error
-        limit.reschedule(0)
+        with suppress(RuntimeError):  # its time is over in this very moment
+            limit.reschedule(0)
 
 
 class Calls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 import weakref
 from contextlib import suppress
 from typing import Any, cast
@@ -49,6 +50,25 @@ async def test_a_call_that_fails_leaves_nothing_behind() -> None:
         assert left[0]() is None
     finally:
         gc.enable()
+
+
+class Silent:
+    """gRPC's side of a call that sends nothing."""
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(60)
+        raise AssertionError("it is not waited for")
+
+
+async def test_who_is_given_up_as_its_time_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    messages = Messages(within_s=0.05, most=1)
+    waiting = asyncio.create_task(messages.receive(cast(Context, Silent())))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.06, messages.give_up, "the server is stopping")
+    time.sleep(0.1)  # noqa: ASYNC251 - both are due at once
+    with pytest.raises((DeadlineExceeded, Unavailable)):
+        await waiting
+    assert caplog.records == []
 
 
 class FakeContext:
