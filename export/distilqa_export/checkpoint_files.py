@@ -31,13 +31,18 @@ MODEL_TYPES = ("bert", "distilbert")
 
 _ADAPTER = "adapter_config.json"
 
+# Weights as transformers names them: in one file, or in shards that an index lists; and as it once did.
+_WEIGHTS = "model.safetensors"
+_INDEX = f"{_WEIGHTS}.index.json"
+_PICKLE = "pytorch_model.bin"
+
 # All that is fetched from a hub: no pickles, no code.
 _FILES = [
     "config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    "tokenizer*.json",
+    "added_tokens.json",
     "special_tokens_map.json",
     "vocab.txt",
     "README.md",
@@ -55,12 +60,20 @@ _NEEDED = {
     "add_cross_attention": "needed is a model that reads one text",
     "pruned_heads": "needed are layers of equally many heads",
     _QUANTIZED: "needed are plain weights, not quantised ones, and no such key",
-    "auto_map": "needed is a model without code of its own, which is never run here",
+}
+
+# Code of a checkpoint's own that would make another model of it.
+_OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForQuestionAnswering"}
+
+# What counts heads and layers, by the type of the model.
+_COUNTS = {
+    "bert": ("num_attention_heads", "num_hidden_layers"),
+    "distilbert": ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"),
 }
 
 _HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 
-_LAYER = re.compile(r"\.layer\.(\d+)\.")
+_LAYER = re.compile(r"(?:bert\.encoder|distilbert\.transformer)\.layer\.(\d+)\.")
 
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; save_file({{name: tensor.clone() for name,'
@@ -102,6 +115,8 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> CheckpointF
     folder, commit = _fetch(checkpoint, revision)
     _check_whole(folder)
     config = _read_config(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
     weights = _weight_files(folder)
     _check_architecture(config, weights)
     return CheckpointFiles(_origin(checkpoint), folder, commit, config, weights)
@@ -144,11 +159,17 @@ def _snapshot(checkpoint: str, revision: str | None) -> str:
     """Fetch a hub's checkpoint, or take it from the cache where the hub is out of reach."""
     try:
         # snapshot_download asks this too, but waits for a silent hub for ever.
-        revision = model_info(checkpoint, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
-        reached = True
+        info = model_info(checkpoint, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        revision, reached = info.sha, True
     except (requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled):
         reached = False
-    return snapshot_download(checkpoint, revision=revision, allow_patterns=_FILES, local_files_only=not reached)
+    if reached:
+        names = [file.rfilename for file in info.siblings or ()]
+        if not any(name.endswith(".safetensors") for name in names) and any(map(_is_pickle, names)):
+            raise _pickles_only(checkpoint, [name for name in names if "/" not in name])
+    return snapshot_download(
+        checkpoint, revision=revision, allow_patterns=_FILES, ignore_patterns="*/*", local_files_only=not reached
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -159,7 +180,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         below = sorted(f"{inner.parent}" for inner in folder.glob("*/config.json"))
         raise CheckpointError(f"{folder}: no config.json" + (f"; is {below[-1]} meant?" if below else ""))
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: no readable config.json ({error})") from error
     if not isinstance(config, dict):
@@ -178,26 +199,42 @@ def _check_whole(folder: Path) -> None:
         with suppress(OSError), path.open("rb") as file:
             if file.read(len(_LFS)) == _LFS:
                 raise CheckpointError(f"{path}: is a pointer to a file that git-lfs has not fetched (git lfs pull)")
-    for index in folder.glob("*.safetensors.index.json"):
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers reads: one, or the shards of an index."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    index = folder / _INDEX
+    if index.is_file():
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index}: names no files of weights ({error!r:.200})") from error
         if missing:
             raise CheckpointError(f"{folder}: files of weights are missing: {listed(missing)}")
+        return [folder / shard for shard in shards]
+    names = sorted(path.name for path in folder.iterdir())
+    if others := [name for name in names if name.endswith(".safetensors")]:
+        raise CheckpointError(f"{folder}: found {listed(others)}; needed is {_WEIGHTS}, or {_INDEX} for its shards")
+    if any(map(_is_pickle, names)):
+        raise _pickles_only(str(folder), names)
+    raise CheckpointError(f"{folder}: found no weights; they are needed as {_WEIGHTS}")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if not pickles:
-        raise CheckpointError(f"{folder}: found no weights; they are needed as model.safetensors")
-    raise CheckpointError(
-        f"{folder}: found only {', '.join(pickles)}; weights are needed as model.safetensors, and pickles are never"
-        f" opened here. Of one that you trust this makes it, in its folder: {_CONVERT.format(pickles[0])}"
+def _is_pickle(name: str) -> bool:
+    return name.endswith((".bin", ".pt", ".pth", ".ckpt"))
+
+
+def _pickles_only(checkpoint: str, names: list[str]) -> CheckpointError:
+    """What to do with a checkpoint that has no other weights."""
+    hint = "transformers' from_pretrained and save_pretrained make it, of one that you trust"
+    if _PICKLE in names:
+        hint = f"of one that you trust this makes it, in its folder: {_CONVERT.format(_PICKLE)}"
+    return CheckpointError(
+        f"{checkpoint}: found only {listed(sorted(filter(_is_pickle, names)))}; weights are needed as {_WEIGHTS}, and"
+        f" pickles are never opened here. {hint[0].upper()}{hint[1:]}"
     )
 
 
@@ -213,6 +250,12 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     for name, needed in _NEEDED.items():
         if config.get(name) or (name == _QUANTIZED and name in config):  # which transformers cannot read empty
             raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")
+    own_code = config.get("auto_map")
+    if isinstance(own_code, dict) and _OWN_CODE & own_code.keys():
+        raise CheckpointError(
+            f"found auto_map {own_code!r:.100} in config.json; needed is a model without code of its own, which is"
+            " never run here"
+        )
     names = _tensor_names(weights)
     _check_names(found, f"{kind}.", names)
     activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
@@ -221,12 +264,12 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
-    for name in ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"):
+    there = len({found[1] for found in map(_LAYER.match, names) if found})
+    for name in _COUNTS[kind]:
         count = config.get(name, 1)
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
-        there = len({found[1] for found in map(_LAYER.search, names) if found})
-        if name in ("n_layers", "num_hidden_layers") and name in config and count != there:
+        if name.endswith("layers") and name in config and count != there:
             raise CheckpointError(f"found {name} {count} in config.json, and weights of {there} layers")
 
 

@@ -21,6 +21,7 @@ ID = "distilbert/distilbert-base-uncased-distilled-squad"
 COMMIT = "564e9b582944a57a3e586bbb98fd6f0a4118db7f"
 TAG = "v1.0"
 WANTED = {
+    "added_tokens.json",
     "README.md",
     "config.json",
     "model.safetensors",
@@ -29,7 +30,14 @@ WANTED = {
     "tokenizer_config.json",
     "vocab.txt",
 }
-UNWANTED = {"pytorch_model.bin", "tf_model.h5", "modeling_distilbert.py", ".gitattributes"}
+UNWANTED = {
+    "pytorch_model.bin",
+    "tf_model.h5",
+    "modeling_distilbert.py",
+    ".gitattributes",
+    "checkpoint-500/model.safetensors",
+    "onnx/config.json",
+}
 
 
 @pytest.fixture
@@ -37,7 +45,9 @@ def hub(checkpoint: Path, tmp_path: Path) -> Iterator[Hub]:
     """A hub that has a tiny checkpoint under the target's id, among files that nobody should want."""
     folder = save_with_tokenizer(random_model("distilbert"), tmp_path / "repository", checkpoint)
     shutil.copy(checkpoint / "README.md", folder)
+    (folder / "added_tokens.json").write_text("{}")
     for name in UNWANTED:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not to be opened")
     with serve(Repository(ID, folder, COMMIT, tags=(TAG,))) as running:
         yield running
@@ -102,6 +112,16 @@ def assert_refused(done: subprocess.CompletedProcess[str], home: Path, *words: s
     for word in words:
         assert word in said[0]
     assert not (home / "bundle").exists()
+
+
+def test_a_repository_that_has_only_pickles(checkpoint: Path, tmp_path: Path) -> None:
+    """It is said before anything is fetched."""
+    folder = save_with_tokenizer(random_model("distilbert"), tmp_path / "repository", checkpoint)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with serve(Repository(ID, folder, COMMIT)) as hub:
+        done = export(hub.url, tmp_path, ID)
+        assert_refused(done, tmp_path, f"{ID}: found only pytorch_model.bin", "torch.load('pytorch_model.bin'")
+        assert asked_for(hub, "HEAD") == set()
 
 
 def test_an_unknown_id(hub: Hub, tmp_path: Path) -> None:

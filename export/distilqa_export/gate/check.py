@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,10 +92,12 @@ def _check_tokens(checkpoint: Checkpoint, windower: Windower, text: str) -> Pass
     if checkpoint.architecture.type == "bert" and any(types):  # or there is one, and the model was made so
         pairs.append((token_types(window[None])[0, :-1].tolist(), types, "token types"))
     for ours, theirs, name in pairs:
-        if ours != theirs[: len(ours)]:
+        at = next((at for at, (own, other) in enumerate(zip_longest(ours, theirs[: len(ours)])) if own != other), None)
+        if at is not None:
             raise ExportError(
-                f"the {name} of a window are not those of the checkpoint's tokenizer, which begin"
-                f" {theirs[:_SHOWN]} and not {ours[:_SHOWN]} for the question 'Why' on {text[:80]!a}"
+                f"the {name} of a window are not those of the checkpoint's tokenizer, which has"
+                f" {theirs[at : at + _SHOWN]} and not {ours[at : at + _SHOWN]} from token {at} on, for the question"
+                f" 'Why' on {text[:80]!a}"
             )
     return tokenized.passages[0]
 

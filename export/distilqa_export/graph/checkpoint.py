@@ -38,7 +38,6 @@ _AS_IT_ANSWERS = {
 # The reference pipeline's window.
 _WINDOW_TOKENS = 384
 
-_TOKENIZER = "tokenizer.json"
 _ANY_LENGTH = 10**30
 _ROLES = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
 
@@ -129,7 +128,11 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
     # transformers would initialise these at random and go on.
     if report["missing_keys"]:
         raise CheckpointError(f"{folder}: tensors are missing: {listed(sorted(report['missing_keys']))}")
-    unread = [name for name in report["unexpected_keys"] if ".layer." in name]
+    unread = [
+        name
+        for name in report["unexpected_keys"]
+        if name.startswith(f"{model.base_model_prefix}.") and ".layer." in name
+    ]
     if unread:
         raise CheckpointError(f"{folder}: the config has no place for tensors: {listed(sorted(unread))}")
     if model.config.max_position_embeddings < _LEAST_POSITIONS:
@@ -168,15 +171,16 @@ def _unite_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
 
 
 def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
-    if not any((folder / name).is_file() for name in (_TOKENIZER, "vocab.txt")):
-        raise CheckpointError(f"{folder}: no tokenizer; needed is {_TOKENIZER} or vocab.txt")
     kind, options = _reading(folder)
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.cls_token_id is None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CheckpointError(f"{folder}: found a {type(tokenizer).__name__}; needed is BERT's WordPiece tokenizer")
+    for role in ("cls_token", "sep_token"):
+        if getattr(tokenizer, f"{role}_id") is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {role}")
     if tokenizer.padding_side != "right":
         raise CheckpointError(
             f"{folder}: found the padding side {tokenizer.padding_side!r}, with which transformers puts the passage"

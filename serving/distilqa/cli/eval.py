@@ -15,7 +15,6 @@ from distilqa.bundle import GPU_VARIANTS, Bundle
 from distilqa.cli.commands import Commands, add_command
 from distilqa.errors import InvalidRequest, VariantUnusable
 from distilqa.text.answer import Answer
-from distilqa.text.request import MAX_TOP_K
 
 if TYPE_CHECKING:
     from distilqa.evaluation.dataset import Question
@@ -92,21 +91,16 @@ def _ask(reader: Reader, questions: Sequence[Question], *, allow_no_answer: bool
     from distilqa.evaluation.evaluate import MAX_ANSWER_TOKENS, ask_all
     from distilqa.evaluation.no_answer import Verdict
     from distilqa.evaluation.progress import ProgressBar
+    from distilqa.text import spans
 
     def ask(question: Question) -> Verdict:
         try:
-            answers = reader.answer(
-                question.question,
-                question.context,
-                # "No answer" is among so many, or too unlikely to matter.
-                top_k=MAX_TOP_K if allow_no_answer else 1,
-                max_answer_tokens=MAX_ANSWER_TOKENS,
-                allow_no_answer=allow_no_answer,
-            )
+            tokenized = reader.windower.tokenize(question.question, [question.context])
         except InvalidRequest as error:
             return Verdict(question, None, 1.0, problem=str(error))
-        none = next((answer.score for answer in answers if answer.passage is None), 0.0)
-        return Verdict(question, next(answer for answer in answers if answer.passage is not None), none)
+        logits = [reader.engine.run([window.input_ids])[0] for window in tokenized.windows]
+        [answer] = spans.decode(tokenized, logits, max_answer_tokens=MAX_ANSWER_TOKENS)
+        return Verdict(question, answer, spans.no_answer_score(tokenized, logits) if allow_no_answer else 0.0)
 
     with ProgressBar(reader.variant, len(questions), sys.stderr) as progress:
         return ask_all(questions, ask, lanes=usable_cores(), progress=progress)

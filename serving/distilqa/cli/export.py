@@ -54,11 +54,14 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"[{time.monotonic() - began:5.1f} s] {step}", file=sys.stderr, flush=True)
 
     try:
+        from distilqa_export import samples
         from distilqa_export.checkpoint_files import find_checkpoint
         from distilqa_export.writing.staging import refuse_unless_replaceable
 
         # What cannot be is said before PyTorch is imported, which takes seconds.
         refuse_unless_replaceable(arguments.output, arguments.overwrite)
+        samples.read_evaluation(arguments.eval)
+        samples.read_calibration(arguments.calibration)
         progress(f"find {arguments.checkpoint}")
         files = find_checkpoint(arguments.checkpoint, arguments.revision)
         from distilqa_export.export import MAX_F1_DROP, export

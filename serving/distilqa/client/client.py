@@ -232,7 +232,10 @@ class AsyncClient(_Base[grpc.aio.Channel]):
         self._streams: set[Any] = set()  # those under way
 
     def _stub(self) -> QuestionAnsweringStub:
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise InvalidRequest("client", "is of asyncio, and no event loop is running here") from None
         if self._loop is None:
             self._loop = loop
             self._open_all()  # which belong to the loop too

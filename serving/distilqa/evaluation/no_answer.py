@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from distilqa.evaluation.dataset import Question
 from distilqa.evaluation.metric import exact_match, f1, normalize
@@ -81,12 +82,18 @@ def _best(metric: Callable[[str, str], float], verdicts: Sequence[Verdict]) -> t
     """Raising the threshold from 0 gives one question after another its answer in the place of none."""
     score = best_score = float(sum(not verdict.question.answers for verdict in verdicts))
     threshold = 0.0
-    for one in sorted(verdicts, key=lambda verdict: verdict.no_answer_score):
-        text = one.answer.text if one.answer else ""
-        score += _score(metric, one.question, text) if one.question.answers else -bool(text)
+    by_score = sorted(verdicts, key=_no_answer_score)
+    for no_answer_score, together in groupby(by_score, key=_no_answer_score):  # which no threshold tells apart
+        for one in together:
+            text = one.answer.text if one.answer else ""
+            score += _score(metric, one.question, text) if one.question.answers else -bool(text)
         if score > best_score:
-            best_score, threshold = score, one.no_answer_score
+            best_score, threshold = score, no_answer_score
     return 100 * best_score / max(1, len(verdicts)), threshold
+
+
+def _no_answer_score(verdict: Verdict) -> float:
+    return verdict.no_answer_score
 
 
 def _per_cent(values: Sequence[float]) -> float:

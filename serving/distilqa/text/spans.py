@@ -58,17 +58,29 @@ def decode(
     p(∅, ∅) and is returned as an Answer of passage None. Without ``align_to_words`` every word is taken apart.
     Raises InferenceFailed for logits that are no numbers.
     """
+    null, log_normalizer = _null(tokenized, logits)
+    shown = {window.passage for window in tokenized.windows}
+    parts = {one: _parts(tokenized.passages[one], max_answer_tokens, align_to_words) for one in shown}
+    answers = _best_places(tokenized, logits, parts, top_k, max_answer_tokens, log_normalizer)
+    if allow_no_answer:
+        answers.append(Answer("", 0, 0, float(np.exp(null - log_normalizer)), None))
+        answers.sort(key=lambda answer: -answer.score)
+    return answers[:top_k]
+
+
+def no_answer_score(tokenized: Tokenized, logits: Sequence[Logits]) -> float:
+    """p(∅, ∅), whatever its rank. Raises as `decode` does."""
+    null, log_normalizer = _null(tokenized, logits)
+    return float(np.exp(null - log_normalizer))
+
+
+def _null(tokenized: Tokenized, logits: Sequence[Logits]) -> tuple[float, float]:
+    """s_∅ + e_∅, and log Z_s + log Z_e. Raises InferenceFailed for logits that are no numbers."""
     if not all(np.isfinite(side).all() for pair in logits for side in pair):
         raise InferenceFailed("the model gave logits that are no numbers")
     null = np.array(min(((s[0], e[0]) for s, e in logits), key=sum), dtype=np.float64)
     normalizers = [_log_normalizer(tokenized, [pair[side] for pair in logits], null[side]) for side in (_START, _END)]
-    shown = {window.passage for window in tokenized.windows}
-    parts = {one: _parts(tokenized.passages[one], max_answer_tokens, align_to_words) for one in shown}
-    answers = _best_places(tokenized, logits, parts, top_k, max_answer_tokens, sum(normalizers))
-    if allow_no_answer:
-        answers.append(Answer("", 0, 0, float(np.exp(null.sum() - sum(normalizers))), None))
-        answers.sort(key=lambda answer: -answer.score)
-    return answers[:top_k]
+    return float(null.sum()), sum(normalizers)
 
 
 def _log_normalizer(tokenized: Tokenized, logits: Sequence[Float32], null: float) -> float:

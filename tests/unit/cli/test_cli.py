@@ -402,8 +402,12 @@ def test_what_cannot_be_exported_is_refused_before_pytorch_is_there(tmp_path: Pa
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "other").write_text("")
     code = "import sys; from distilqa.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    for checkpoint, target in ((tmp_path / "nothing", "b"), (tmp_path, "b"), (CHECKPOINT, tmp_path)):
-        command = [sys.executable, "-c", code, "export", str(checkpoint), "-o", str(target)]
+    nowhere = str(tmp_path / "nowhere")
+    for checkpoint, target, *options in (
+        (tmp_path / "nothing", "b"), (tmp_path, "b"), (CHECKPOINT, tmp_path), (CHECKPOINT, "b", "--eval", nowhere),
+        (CHECKPOINT, "b", "--calibration", nowhere),
+    ):  # fmt: skip
+        command = [sys.executable, "-c", code, "export", str(checkpoint), "-o", str(target), *options]
         assert subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout == "1 False\n"
 
 

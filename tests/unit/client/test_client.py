@@ -298,6 +298,11 @@ async def test_where_nobody_is_tls_may_be_the_cause(options: dict[str, bool], hi
             await other.model()
 
 
+def test_a_client_of_asyncio_needs_an_event_loop() -> None:
+    with pytest.raises(InvalidRequest, match="client: is of asyncio, and no event loop is running here"):
+        AsyncClient("localhost:1").answer_stream(items("a"))
+
+
 def test_a_client_of_asyncio_has_one_event_loop() -> None:
     """That of its first call; it may be made before there is any."""
     with scripted(echo) as server:

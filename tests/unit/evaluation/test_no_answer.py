@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -19,10 +21,11 @@ TEXTS = st.lists(st.sampled_from(["fox", "dog", "the", "1887", "Fox,", "."]), ma
 @st.composite
 def verdicts(draw: st.DrawFn) -> list[Verdict]:
     found = []
-    for number in range(draw(st.integers(1, 8))):
+    # That script takes equal scores apart, by their order in the file.
+    for number, no_answer_score in enumerate(draw(st.lists(st.floats(0, 1), min_size=1, max_size=8, unique=True))):
         references = tuple(draw(st.lists(TEXTS.filter(bool), max_size=3)))
         answer = draw(st.none() | st.builds(Answer, TEXTS, st.just(0), st.just(1), st.floats(0, 1), st.just(0)))
-        found.append(Verdict(Question(str(number), "?", "text", references), answer, draw(st.floats(0, 1))))
+        found.append(Verdict(Question(str(number), "?", "text", references), answer, no_answer_score))
     return found
 
 
@@ -52,6 +55,16 @@ def test_the_best_threshold_is_the_official_script_s(verdicts: list[Verdict]) ->
     assert [found.exact_match, found.exact_match_threshold, found.f1, found.f1_threshold] == pytest.approx(
         [expected[name] for name in ("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh")]
     )
+
+
+@given(verdicts(), st.randoms())
+def test_the_best_does_not_depend_on_the_order(verdicts: list[Verdict], random: Random) -> None:
+    """Nor takes apart what has equal scores, since no threshold does."""
+    rounded = [replace(one, no_answer_score=round(one.no_answer_score)) for one in verdicts]
+    found = best(rounded)
+    shuffled = random.sample(rounded, len(rounded))
+    assert best(shuffled).exact_match == pytest.approx(found.exact_match)
+    assert best(shuffled).f1 == pytest.approx(found.f1)
 
 
 def test_no_answer_wins_where_it_is_likelier() -> None:

@@ -108,6 +108,10 @@ def one_segment(folder: Path) -> None:
     config(type_vocab_size=1)(folder)
 
 
+def rename_weights(name: str) -> Damage:
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
+
+
 def move_below(folder: Path) -> None:
     (folder / "checkpoint-500").mkdir()
     (folder / "config.json").rename(folder / "checkpoint-500" / "config.json")
@@ -173,7 +177,23 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         write("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 711396\n"),
         r"tokenizer\.json: is a pointer",
     ),
-    "broken index": (write("model.safetensors.index.json", b'{"weight_map": 3}'), "names no files of weights"),
+    "broken index": (
+        both(rename_weights("model-1.safetensors"), write("model.safetensors.index.json", b'{"weight_map": 3}')),
+        "names no files of weights",
+    ),
+    "weights of another name": (
+        rename_weights("model.fp16.safetensors"),
+        r"found model\.fp16\.safetensors; needed is model\.safetensors, or model\.safetensors\.index\.json for",
+    ),
+    "a folder of training": (
+        both(rename_weights("pytorch_model.bin"), write("optimizer.pt", b"")),
+        r"found only optimizer\.pt, pytorch_model\.bin; .*torch\.load\('pytorch_model\.bin'",
+    ),
+    "no role": (
+        both(edit("tokenizer_config.json", sep_token=None), edit("special_tokens_map.json", sep_token=None)),
+        "the tokenizer has no sep_token",
+    ),
+    "a byte order mark": (write("config.json", b"\xef\xbb\xbf{}"), "no readable config.json .*BOM"),
     "heads do not divide": (config(n_heads=5), "n_heads"),
     "no heads": (config(n_heads=0), None),
     "width a word": (config(dim="wide"), None),
@@ -330,6 +350,35 @@ def test_loads_tokenizers_of_a_newer_transformers(
     ]
     assert windows[0] == windows[1]
     assert (loaded.tokenizer.cls_token_id, loaded.tokenizer.sep_token_id) == (101, 102)
+
+
+def other_weights_beside(folder: Path) -> None:
+    """Of training, and of a deeper model."""
+    name = "distilbert.transformer.layer.9.ffn.lin1.weight"
+    save_file({"state.layer.17.exp_avg": torch.ones(2)}, folder / "optimizer.safetensors", {"format": "pt"})
+    save_file({name: torch.ones(2)}, folder / "teacher.safetensors", {"format": "pt"})
+
+
+# What transformers passes over too.
+HARMLESS: dict[str, Damage] = {
+    "other weights beside": other_weights_beside,
+    "other tensors beside": tensors(lambda values: values.update({"teacher.layer.9.weight": torch.ones(2)})),
+    "a count of other models": config(encoder_layers=9),
+    "code for another task": config(auto_map={"AutoModelForSequenceClassification": "a.B"}),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_loads_what_has_more_than_it_needs(change: Damage, make_tiny: MakeTiny, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "checkpoint")
+    plain = load_checkpoint(str(folder))
+    change(folder)
+    loaded = load_checkpoint(str(folder))
+    ids = torch.tensor([[101, 2040, 102, 2002, 102]])
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(ids).start_logits, plain.model(ids).start_logits)
+    whole = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.source.weights_sha256 == whole
 
 
 SEGMENTS: dict[str, tuple[Damage, bool]] = {
