@@ -178,12 +178,29 @@ async def test_calls_without_a_message_are_bounded_and_shut_nobody_out(bundle: P
         engine.release.set()
         waiting = [peer.call("Answer") for _ in range(4)]
         assert await peer.status(peer.call("Answer", data=REQUEST, end=True)) == (OK, "")
-        problem = "4 calls have not sent their message, and this one has waited longest (max_requests); try again in"
+        problem = "4 calls have not sent their message, and this one has waited for long (max_requests); try again in"
         assert await peer.status(waiting[0]) == (EXHAUSTED, f"{problem} 0.1 s")
         assert server.calls.outcomes == {"OK": 1, "RESOURCE_EXHAUSTED max_requests": 1}
         peer.h2.send_data(waiting[1], REQUEST, end_stream=True)
         peer.send()
         assert await peer.status(waiting[1]) == (OK, "")
+
+
+async def test_a_connection_of_such_calls_shuts_no_other_out(bundle: Path) -> None:
+    """Nor one whose message takes its time."""
+    async with (
+        held_server(bundle, max_requests=1) as (server, engine),
+        connected(server.address) as slow,
+        connected(server.address) as peer,
+    ):
+        engine.release.set()
+        first = slow.call("Answer", data=REQUEST[:10])
+        assert await answers(server.address)  # so that the first is there
+        waiting = [peer.call("Answer") for _ in range(8)]
+        assert (await peer.status(waiting[0]))[0] == EXHAUSTED
+        slow.h2.send_data(first, REQUEST[10:], end_stream=True)
+        slow.send()
+        assert await slow.status(first) == (OK, "")
 
 
 async def test_probes_without_a_message_shut_nobody_out(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +271,13 @@ async def test_a_stream_that_takes_no_reply_is_ended(bundle: Path) -> None:
     async with held_server(bundle, stream_idle_s=0.5) as (server, engine), connected(server.address, window=0) as peer:
         engine.release.set()
         item = pb.AnswerStreamRequest(id="a", request=pb.AnswerRequest.FromString(REQUEST[5:]))
-        peer.call("AnswerStream", data=framed(item.SerializeToString()))
+        stream = peer.call("AnswerStream", data=framed(item.SerializeToString()))
         while "DEADLINE_EXCEEDED stream_idle_s" not in server.calls.outcomes:
             await asyncio.sleep(0.01)
         assert server._permits.streams == 0
+        peer.h2.increment_flow_control_window(1 << 20, stream)
+        peer.send()
+        assert await peer.status(stream) == (DEADLINE, "a reply was not taken within 0.5 s")
 
 
 async def watch(address: str, service: str = "") -> list[int]:

@@ -277,7 +277,20 @@ class TestTerminal:
             assert process.wait(60) == 0
         os.close(read)
 
-    def test_a_pipe_that_nobody_writes_to_can_be_interrupted(self, bundle: Path, tmp_path: Path) -> None:
+    def test_a_stdout_that_is_full_is_no_failure(self, bundle: Path) -> None:
+        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
+        with open("/dev/full", "w") as full, subprocess.Popen(
+            command, stdout=full, stderr=subprocess.PIPE, text=True
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            assert any("ready" in line for line in process.stderr)
+            process.terminate()
+            assert process.wait(60) == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_pipe_that_nobody_writes_to_can_be_interrupted(
+        self, bundle: Path, tmp_path: Path, number: signal.Signals
+    ) -> None:
         os.mkfifo(tmp_path / "callers.toml")
         command = [*CLI, "serve", str(bundle), "--port", "0", "--credentials", str(tmp_path / "callers.toml")]
         with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -285,8 +298,8 @@ class TestTerminal:
                 with suppress(OSError):  # until it reads
                     write = os.open(tmp_path / "callers.toml", os.O_WRONLY | os.O_NONBLOCK)
                     break
-            process.terminate()
-            assert process.wait(60) == -signal.SIGTERM
+            process.send_signal(number)
+            assert process.wait(60) == {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}[number]
             os.close(write)
 
     @pytest.mark.parametrize("module", ["cli.main", "cli.serve", "server.app", "server.single_process", "engine.open"])

@@ -260,6 +260,22 @@ async def test_a_stop_finishes_what_was_read_and_then_ends_the_stream(bundle: Pa
         await stopping
 
 
+async def test_a_stop_is_no_failure_of_a_stream_that_had_ended(bundle: Path) -> None:
+    async with held_stream(bundle) as (server, engine, stream):
+        for number in range(3):
+            await stream.write(item(str(number)))
+        await stream.done_writing()
+        while server._permits.requests < 3:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)  # until the end is there too
+        stopping = asyncio.create_task(server.stop(30))
+        await asyncio.sleep(0.1)
+        engine.release.set()
+        assert len([reply async for reply in stream]) == 3
+        assert await stream.code() is grpc.StatusCode.OK
+        await stopping
+
+
 async def test_a_stop_waits_for_who_reads_slowly(bundle: Path) -> None:
     passage, top_k = f"{'word' * 1000} " * 16, 16
     async with held_stream(bundle, stream_requests=300, max_requests=300) as (server, engine, stream):

@@ -7,7 +7,6 @@ import asyncio
 import os
 import sys
 import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -111,9 +110,11 @@ def _run(arguments: argparse.Namespace) -> int:
 def _tell(text: str) -> None:
     """Write to stdout, past its lock: who does not read it, or has left, neither ends a server nor holds one up."""
     content = f"{text}\n".encode(errors="replace")
-    with suppress(OSError):
+    try:
         while content:
             content = content[os.write(sys.stdout.fileno(), content) :]
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again as it ends
 
 
 def _own_name() -> str:

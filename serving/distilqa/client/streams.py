@@ -244,10 +244,16 @@ class AsyncStream:
 
     def _note_status(self, replies: Any) -> None:
         """Called with each status that the call is given: of a message that could not be sent too, even last."""
-        with suppress(KeyError):  # one that gRPC does not know
-            code, details, trailing = map(_result, (replies.code(), replies.details(), replies.trailing_metadata()))
-            if details != _NOT_SENT and not self._status.done():
-                self._status.set_result(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
+        if self._status.done() or (details := _result(replies.details())) == _NOT_SENT:
+            return
+        try:
+            code = _result(replies.code())
+        except KeyError as error:  # one that gRPC does not know
+            self._status.set_exception(error)
+            self._status.exception()  # which need not be asked for
+        else:
+            trailing = _result(replies.trailing_metadata())
+            self._status.set_result(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
 
     async def _true(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """What ended the call, where gRPC says that a message could not be sent: that is no more than what followed."""

@@ -70,6 +70,8 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Server], None]) ->
 
     Raises what `make_server` and the server's `start` do, and BrokenError if the server could not go on.
     """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait until this does
     server = make_server(settings)  # first, since it may read a pipe that nobody writes to
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()

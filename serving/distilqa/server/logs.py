@@ -64,7 +64,11 @@ class Writer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called with the handler's lock held."""
-        line = self.format(record) + "\n"
+        try:
+            line = self.format(record) + "\n"
+        except Exception:  # of who logs wrongly, who goes on all the same
+            self.handleError(record)
+            return
         if len(line) > self._room:
             self._dropped += 1
             return

@@ -54,7 +54,7 @@ _BYTES_A_TOKEN = 4
 _FRAMING_BYTES = 32
 
 # gRPC gives a message that it finds too large as the end of the stream, and tells so long after that it was none.
-_CUT_OFF_S = 0.002
+_CUT_OFF_S = 0.01
 
 _Result = TypeVar("_Result")
 
@@ -119,19 +119,19 @@ class QuestionAnswering:
     async def answer_stream(self, call: IncomingCall) -> None:
         """``AnswerStream``: works on a bounded number of requests, and reads the next when one has been replied to."""
         room = asyncio.Semaphore(self._limits.stream_requests)
-        writing = asyncio.Lock()  # gRPC sends one message of a stream at a time
+        sink = _Sink(call, self._limits.stream_idle_s)
         work = _Work()
         draining = asyncio.create_task(self._permits.draining.wait())
         try:
             with self._permits.hold_stream():
                 async with asyncio.TaskGroup() as replies:
-                    while (raw := await _read(call, room, draining, work, self._limits.stream_idle_s)) is not None:
-                        work.begin(replies.create_task(self._reply(raw, call, room, writing)))
+                    while raw := await _read(call, room, draining, work, self._limits.stream_idle_s):
+                        work.begin(replies.create_task(self._reply(raw[0], call, room, sink)))
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             draining.cancel()
-        if self._permits.draining.is_set():
+        if raw is None:
             raise Unavailable("the server is stopping, and has read no further than it has replied")
         await asyncio.sleep(_CUT_OFF_S)  # where that was no end, this is cancelled
 
@@ -194,15 +194,11 @@ class QuestionAnswering:
         """At once, where the way to another thread and back would take longer."""
         return parse() if size <= SMALL_BYTES else await self._workers.run(parse, size)
 
-    async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, writing: asyncio.Lock) -> None:
+    async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, sink: _Sink) -> None:
         """Reply to one request of a stream, and make room for another."""
         content = await self._content(raw, stream.item())
         del raw  # the caller may take its time
-        async with writing:
-            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
-                await in_time(
-                    stream.context.write(content), self._limits.stream_idle_s, "stream_idle_s", "a reply was not taken"
-                )
+        await sink.write(content)
         room.release()
 
     async def _content(self, raw: bytes, call: IncomingCall) -> bytes:
@@ -336,10 +332,28 @@ class _Work:
         self._idle_since = time.monotonic()
 
 
+class _Sink:
+    """Where the replies of a stream go, one at a time, each of which the caller must take within ``idle_s``."""
+
+    def __init__(self, call: IncomingCall, idle_s: float) -> None:
+        self._context, self._idle_s = call.context, idle_s
+        self._writing = asyncio.Lock()
+        self._has_begun = False
+
+    async def write(self, reply: bytes) -> None:
+        """Raises DeadlineExceeded where it is not taken."""
+        async with self._writing:
+            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
+                if not self._has_begun:  # by itself, or gRPC could send no status where the first reply is not taken
+                    self._has_begun = True
+                    await self._context.send_initial_metadata(())
+                await in_time(self._context.write(reply), self._idle_s, "stream_idle_s", "a reply was not taken")
+
+
 async def _read(
     call: IncomingCall, room: asyncio.Semaphore, draining: asyncio.Task[Any], work: _Work, idle_s: float
-) -> bytes | None:
-    """The next request of a stream, once there is room for it; None if there are no more, or the server stops.
+) -> tuple[bytes, ...] | None:
+    """The next request of a stream, once there is room for it, or () if there are no more; None if the server stops.
 
     Raises DeadlineExceeded where none comes and none is worked on.
     """
@@ -351,9 +365,9 @@ async def _read(
                     raise DeadlineExceeded(f"no request came within {idle_s:g} s", "stream_idle_s")
         finally:
             task.cancel()
-        if draining.done():
+        if not task.done():
             return None
-    return None if task.result() is grpc.aio.EOF else task.result()
+    return () if task.result() is grpc.aio.EOF else (task.result(),)
 
 
 async def _any(tasks: Collection[asyncio.Task[Any]], timeout_s: float) -> bool:

@@ -75,23 +75,26 @@ class IncomingCall:
 class Messages:
     """Messages that calls have yet to send, in ``within_s`` seconds. gRPC itself would wait for them for ever.
 
-    ``most`` are waited for. One too many takes the place of the call that has waited longest: who sends is let in.
+    ``most`` are waited for. One too many takes the place of another, of the connection that has most of them: so they
+    shut out nobody who sends his message at once, and one connection alone none of another.
     """
 
     def __init__(self, *, within_s: float, most: int) -> None:
         self._within_s, self._most = within_s, most
-        self._waiting: dict[asyncio.Timeout, None] = {}
+        self._waiting: dict[asyncio.Timeout, str] = {}  # of which connection
         self._given_up: dict[asyncio.Timeout, Exception] = {}
 
     async def receive(self, context: Context) -> bytes:
         """The message of a call. Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none."""
         if len(self._waiting) >= self._most:
-            problem = f"{self._most} calls have not sent their message, and this one has waited longest"
-            self._give_up(next(iter(self._waiting)), refusal("max_requests", problem, 0))
+            [(most, _)] = Counter(self._waiting.values()).most_common(1)
+            longest = next(limit for limit, connection in self._waiting.items() if connection == most)
+            problem = f"{self._most} calls have not sent their message, and this one has waited for long"
+            self._give_up(longest, refusal("max_requests", problem, 0))
         limit = asyncio.timeout(self._within_s)
         try:
             async with limit:
-                self._waiting[limit] = None
+                self._waiting[limit] = context.peer()
                 raw: Any = await context.read()
         except TimeoutError:
             late = DeadlineExceeded(f"no message came within {self._within_s:g} s", "message_s")
@@ -111,9 +114,9 @@ class Messages:
 
     def _give_up(self, limit: asyncio.Timeout, error: Exception) -> None:
         del self._waiting[limit]
-        self._given_up[limit] = error
         with suppress(RuntimeError):  # its time is over in this very moment
             limit.reschedule(0)
+            self._given_up[limit] = error
 
 
 class Calls:
@@ -173,8 +176,9 @@ class Calls:
             logger.error(name, exc_info=error, extra={"fields": fields})
         else:
             logger.info(name, extra={"fields": fields})
-        if error is not None:  # or what was tokenised would be there until cycles are looked for
+        while error is not None:  # or what was tokenised would be there until cycles are looked for
             traceback.clear_frames(error.__traceback__)
+            error = error.__cause__
 
     async def _handle(
         self, name: str, context: Context, method: Callable[[IncomingCall], Awaitable[_Result]]

@@ -93,6 +93,17 @@ def test_the_words_of_others_are_quoted(pipe: tuple[int, int]) -> None:
     assert os.read(read, 1000).endswith(b'WARNING "no method /Answer outcome=OK"\n')
 
 
+def test_who_logs_wrongly_goes_on(pipe: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
+    read, write = pipe
+    with logging_to(write, form="console", level="info"):
+        (writer,) = (one for one in logging.getLogger().handlers if isinstance(one, logs.Writer))
+        writer.handle(logging.LogRecord("other", logging.WARNING, "", 0, "%d of %d", (1,), None))
+        logger.info("and on")
+    os.close(write)
+    assert os.read(read, 1000).endswith(b"INFO and on\n")
+    assert "not enough arguments" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_is_long_is_cut(pipe: tuple[int, int], form: Literal["json", "console"]) -> None:
     read, write = pipe

@@ -66,8 +66,8 @@ class Link:
         return self._queued_windows if self._asked else 0
 
     def wait_s(self) -> float:
-        """How long the queue was when last something came back."""
-        return self._wait_s
+        """How long the queue was when last something came back; as `queued_windows`."""
+        return self._wait_s if self._asked else 0.0
 
     async def run(self, windows: Sequence[Int64], *, deadline: float | None = None) -> list[WindowResult]:
         """As `Scheduler.run`. Raises Unavailable too where the process that has the model is gone, or goes."""
