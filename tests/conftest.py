@@ -65,7 +65,7 @@ def squad(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
     """SIGINT interrupts this process and those it starts, also where the tests were started to ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -468,7 +468,6 @@ def test_eval_of_one_question(bundle: Path, squad: Path) -> None:
     assert out.startswith("cpu-int8: exact match 100.00, F1 100.00; 1 question, ")
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_eval_is_interrupted(bundle: Path, squad: Path, tmp_path: Path) -> None:
     """Ctrl-C, after a tenth is done; what an earlier run has written stays."""
     many_questions(squad, 4000)

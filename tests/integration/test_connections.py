@@ -214,8 +214,8 @@ async def test_probes_without_a_message_shut_nobody_out(bundle: Path, monkeypatc
 async def test_a_stop_ends_calls_that_have_not_sent_their_message(bundle: Path) -> None:
     async with held_server(bundle) as (server, _), connected(server.address) as peer:
         calls = [
-            peer.call(method, service, data=sent)
-            for service, method in ((SERVICE, "Answer"), (SERVICE, "GetModel"), (HEALTH, "Check"), (HEALTH, "Watch"))
+            peer.call(method, data=sent)
+            for method in ("Answer", "GetModel")
             for sent in (None, framed(b"abc", length=1000))
         ]
         assert await watch(server.address) == [SERVING]  # so that those before are there too

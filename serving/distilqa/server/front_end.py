@@ -149,8 +149,7 @@ class FrontEnd(ABC):
         """
         self._is_stopping = True
         self._tell_health()
-        for messages in (self._messages, self._health):
-            messages.give_up("the server is stopping")
+        self._messages.give_up("the server is stopping")
         if self._service is not None:
             drained = asyncio.create_task(self._permits.drain())
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)

@@ -55,10 +55,6 @@ class Health:
             },
         )
 
-    def give_up(self, reason: str) -> None:
-        """Wait for no message that has not come."""
-        self._messages.give_up(reason)
-
     async def _asked(self, context: Context) -> str:
         """Of which service."""
         try:

@@ -170,7 +170,6 @@ def test_interrupt_before_all_are_queued(held: Callable[[Callable[[], object]], 
     assert len(answer.asked) <= 3
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_interrupt_while_answering(held: Callable[[Callable[[], object]], Held]) -> None:
     """Ctrl-C comes in the main thread, which sees it once the answer that it waits for is there, if not before."""
     main = threading.get_ident()
