@@ -207,6 +207,8 @@ async def test_probes_without_a_message_shut_nobody_out(bundle: Path, monkeypatc
     monkeypatch.setattr(health, "_MOST_WAITING", 2)
     async with held_server(bundle) as (server, _), connected(server.address) as peer:
         waiting = [peer.call(method, HEALTH) for method in ("Check", "Watch")]
+        while len(server._health._messages._waiting) < 2:
+            await asyncio.sleep(0.01)
         assert await watch(server.address) == [SERVING]
         assert (await peer.status(waiting[0]))[0] == EXHAUSTED
 
