@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.integration.callers import NOT_SERVING, PASSAGE, QUESTION, SERVING, Caller, ask, health
 from tests.integration.servers import CLI, entries, serving
@@ -24,6 +25,7 @@ from tests.integration.servers import CLI, entries, serving
 from distilqa import Client, Reader
 from distilqa.errors import BindError
 from distilqa.server.address import held_address
+from distilqa.server.admission import Counts
 from distilqa.server.processes.parent import Processes
 from distilqa.server.settings import ServerSettings
 from distilqa.server.single_process import SingleProcess
@@ -78,6 +80,14 @@ class Running:
                 return pid
         return None
 
+    def requests(self) -> int:
+        """How many have a permit, as the front ends share it."""
+        size = FRONT_ENDS * Counts.BYTES
+        for file in Path(f"/proc/{self.pid('front-end 0')}/fd").iterdir():
+            if os.readlink(file).startswith("/memfd:distilqa") and file.stat().st_size == size:
+                return int(np.frombuffer(file.read_bytes(), np.int64).reshape(FRONT_ENDS, -1)[:, 0].sum())
+        raise AssertionError("there is no such file")
+
     def replaced(self, name: str, pid: int) -> None:
         """Return when another child is in the place of that one."""
         until(lambda: self.pid(name) not in (None, pid))
@@ -126,6 +136,7 @@ def ask_all(running: Running, pool: ThreadPoolExecutor, count: int = CONNECTIONS
     """Calls under way, each over a connection of its own, of which the model has heard."""
     calls = [pool.submit(ask, running.address, PASSAGE) for _ in range(count)]
     until((running.folder / "began").exists)
+    until(lambda: running.requests() >= count)
     until(lambda: connections(running.address) >= count)
     return calls
 
