@@ -27,8 +27,6 @@ from safetensors import SafetensorError, safe_open
 from distilqa.bundle import MANIFEST
 from distilqa_export.errors import CheckpointError
 
-MODEL_TYPES = ("bert", "distilbert")
-
 _ADAPTER = "adapter_config.json"
 
 # Weights as transformers names them: in one file, or in shards that an index lists; and as it once did.
@@ -65,7 +63,7 @@ _NEEDED = {
 # Code of a checkpoint's own that would make another model of it.
 _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForQuestionAnswering"}
 
-# What counts heads and layers, by the type of the model.
+# The types of models that can be exported, and what counts their heads and layers.
 _COUNTS = {
     "bert": ("num_attention_heads", "num_hidden_layers"),
     "distilbert": ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"),
@@ -76,8 +74,8 @@ _HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 _LAYER = re.compile(r"(?:bert\.encoder|distilbert\.transformer)\.layer\.(\d+)\.")
 
 _CONVERT = (
-    'python -c "import torch; from safetensors.torch import save_file; save_file({{name: tensor.clone() for name,'
-    " tensor in torch.load('{}', weights_only=True).items()}}, 'model.safetensors', {{'format': 'pt'}})\""
+    'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.clone() for name,'
+    f" tensor in torch.load('{_PICKLE}', weights_only=True).items()}}, '{_WEIGHTS}', {{'format': 'pt'}})\""
 )
 
 _MOST_LISTED = 3
@@ -95,6 +93,9 @@ class CheckpointFiles:
     commit: str | None
     config: dict[str, Any]
     weights: list[Path]
+
+    def __str__(self) -> str:
+        return self.origin
 
     @property
     def weights_sha256(self) -> str:
@@ -229,12 +230,12 @@ def _is_pickle(name: str) -> bool:
 
 def _pickles_only(checkpoint: str, names: list[str]) -> CheckpointError:
     """What to do with a checkpoint that has no other weights."""
-    hint = "transformers' from_pretrained and save_pretrained make it, of one that you trust"
-    if _PICKLE in names:
-        hint = f"of one that you trust this makes it, in its folder: {_CONVERT.format(_PICKLE)}"
+    hint = f"this makes it, in its folder: {_CONVERT}"
+    if _PICKLE not in names:
+        hint = "transformers' from_pretrained and save_pretrained make it"
     return CheckpointError(
         f"{checkpoint}: found only {listed(sorted(filter(_is_pickle, names)))}; weights are needed as {_WEIGHTS}, and"
-        f" pickles are never opened here. {hint[0].upper()}{hint[1:]}"
+        f" pickles are never opened here. Of one that you trust {hint}"
     )
 
 
@@ -244,9 +245,9 @@ def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     architectures = ", ".join(map(str, named)) if isinstance(named, list) else "no architecture named"
     kind = config.get("model_type")
     found = f"{kind!r} ({architectures})"
-    if kind not in MODEL_TYPES:
+    if kind not in tuple(_COUNTS):  # which may be of any type
         older = "" if kind else ' (of older checkpoints config.json does not say: "model_type": "bert" there does)'
-        raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(MODEL_TYPES)}{older}")
+        raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(_COUNTS)}{older}")
     for name, needed in _NEEDED.items():
         if config.get(name) or (name == _QUANTIZED and name in config):  # which transformers cannot read empty
             raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")

@@ -91,12 +91,11 @@ def export(
         scratch = Path(temporary)
         if _INT8 in variants:
             _require_exact_products(scratch)
-        progress(f"load {checkpoint.origin if isinstance(checkpoint, CheckpointFiles) else checkpoint}")
+        progress(f"load {checkpoint}")
         loaded = load_checkpoint(checkpoint, revision)
         windower = _open_windower(loaded)
         fp32 = _convert(loaded, scratch, progress)
-        tokenized = _tokenize_all(windower, questions, progress)
-        questions = [question for question in questions if question.id in tokenized]
+        questions, tokenized = _tokenize_all(windower, questions, progress)
         judge = Judge(fp32.path, questions, tokenized, _compared_text(windower), progress)
         made: dict[str, Released] = {}
         if _INT8 in variants:
@@ -186,8 +185,10 @@ def _require_exact_products(scratch: Path) -> None:
         raise ExportError(f"int8 cannot be made on this processor: {problem}. --variant {_FP32} leaves it out")
 
 
-def _tokenize_all(windower: Windower, questions: Sequence[Question], progress: Progress) -> dict[str, Tokenized]:
-    """Those that can be asked, by their ids. Raises ExportError where most cannot."""
+def _tokenize_all(
+    windower: Windower, questions: Sequence[Question], progress: Progress
+) -> tuple[list[Question], dict[str, Tokenized]]:
+    """The questions that can be asked, and what each becomes, by its id. Raises ExportError where most cannot."""
     tokenized, problems = {}, []
     for question in questions:
         try:
@@ -201,7 +202,7 @@ def _tokenize_all(windower: Windower, questions: Sequence[Question], progress: P
             f"{len(problems)} of {len(questions)} questions cannot be asked of this checkpoint ({problems[0]}). Are"
             f" they in its language? {_OTHERS}"
         )
-    return tokenized
+    return [question for question in questions if question.id in tokenized], tokenized
 
 
 def _calibration_windows(windower: Windower, texts: Sequence[samples.Sample], *, own: bool) -> list[Int64]:

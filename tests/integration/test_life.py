@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,15 @@ class TestBroken:
             await asyncio.wait_for(running, 60)
 
 
+@contextmanager
+def serving_to(stdout: int, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server that is ready, whose stdout is that file, and its address."""
+    command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
+    with subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        yield process, next(entry["address"] for entry in map(json.loads, process.stderr) if "address" in entry)
+
+
 class TestTerminal:
     def test_where_the_signal_of_a_closed_terminal_is_ignored_it_stays_so(self, bundle: Path) -> None:
         with serving(["nohup", *CLI, "serve", str(bundle), "--log-format", "json"]) as (process, address):
@@ -249,11 +259,8 @@ class TestTerminal:
     def test_a_reader_of_stdout_that_leaves_ends_no_server(self, bundle: Path) -> None:
         read, write = os.pipe()
         os.close(read)
-        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
-        with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+        with serving_to(write, bundle) as (process, address):
             os.close(write)
-            assert process.stderr is not None
-            address = next(entry["address"] for entry in map(json.loads, process.stderr) if "address" in entry)
             assert ask(address, PASSAGE) == "the lazy dog"
             process.terminate()
             log = process.communicate(timeout=60)[1]
@@ -267,23 +274,15 @@ class TestTerminal:
             while True:
                 os.write(write, bytes(4096))
         os.set_blocking(write, True)
-        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
-        with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+        with serving_to(write, bundle) as (process, address):
             os.close(write)
-            assert process.stderr is not None
-            address = next(entry["address"] for entry in map(json.loads, process.stderr) if "address" in entry)
             assert ask(address, PASSAGE) == "the lazy dog"
             process.terminate()
             assert process.wait(60) == 0
         os.close(read)
 
     def test_a_stdout_that_is_full_is_no_failure(self, bundle: Path) -> None:
-        command = [*CLI, "serve", str(bundle), "--log-format", "json", "--port", "0"]
-        with open("/dev/full", "w") as full, subprocess.Popen(
-            command, stdout=full, stderr=subprocess.PIPE, text=True
-        ) as process:  # fmt: skip
-            assert process.stderr is not None
-            assert any("ready" in line for line in process.stderr)
+        with open("/dev/full", "w") as full, serving_to(full.fileno(), bundle) as (process, _):
             process.terminate()
             assert process.wait(60) == 0
 

@@ -60,8 +60,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
         # What cannot be is said before PyTorch is imported, which takes seconds.
         refuse_unless_replaceable(arguments.output, arguments.overwrite)
-        samples.read_evaluation(arguments.eval)
-        samples.read_calibration(arguments.calibration)
+        if arguments.eval:
+            samples.read_evaluation(arguments.eval)
+        if arguments.calibration:
+            samples.read_calibration(arguments.calibration)
         progress(f"find {arguments.checkpoint}")
         files = find_checkpoint(arguments.checkpoint, arguments.revision)
         from distilqa_export.export import MAX_F1_DROP, export

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command
+from distilqa.cli.commands import TOKEN_VARIABLE, Commands, add_command, discard_output
 from distilqa.server import not_installed
 
 # The groups in which `serve --help` shows the settings, by the first of each.
@@ -114,7 +114,7 @@ def _tell(text: str) -> None:
         while content:
             content = content[os.write(sys.stdout.fileno(), content) :]
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again as it ends
+        discard_output()  # or Python would try again as it ends
 
 
 def _own_name() -> str:

@@ -48,11 +48,6 @@ class Evaluation:
         """In per cent."""
         return 100 * sum(self.f1s) / len(self.f1s)
 
-    @property
-    def predictions(self) -> dict[str, str]:
-        """The text of each answer by its question's id, which is what the official script reads."""
-        return {question.id: answer.text for question, answer in self._pairs()}
-
     def _by_question(self, metric: Callable[[str, str], float]) -> list[float]:
         """Each with the reference answer that fits best."""
         return [max(metric(answer.text, text) for text in question.answers) for question, answer in self._pairs()]

@@ -10,13 +10,13 @@ from distilqa.rpc import AUTHORIZATION
 from distilqa.server.credentials import Callers
 from distilqa.server.statuses import CALLER, Calls, Handler
 from distilqa_protos.v1 import SERVICE
+from distilqa_protos.v1 import question_answering_pb2 as pb
 
 # Open to all: the probes that ask for health cannot send credentials.
 _HEALTH = "/grpc.health.v1.Health/"
 
-# Before the names of our methods, by which the log calls them.
-_OWN = f"/{SERVICE}/"
-_METHODS = ("Answer", "AnswerStream", "GetModel")
+# Our methods, and what the log calls them.
+_NAMES = {f"/{SERVICE}/{one.name}": one.name for one in pb.DESCRIPTOR.services_by_name["QuestionAnswering"].methods}
 
 
 class CallersOnly(grpc.aio.ServerInterceptor):
@@ -38,8 +38,8 @@ class CallersOnly(grpc.aio.ServerInterceptor):
                 CALLER.set(caller.name)
                 caller.require(self._model())
             except Exception as error:  # gRPC would send the words of any that left here
-                if (name := method.removeprefix(_OWN)) in _METHODS:
-                    return self._calls.refuse(name, error)
+                if method in _NAMES:
+                    return self._calls.refuse(_NAMES[method], error)
                 return self._calls.refuse("unknown method", error, method=method)
         return await continuation(handler_call_details)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from distilqa.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Una
 from distilqa.scheduling.queue import Runner, WindowResult
 from distilqa.scheduling.refusal import refusal
 from distilqa.server.admission import Permits
-from distilqa.server.statuses import Calls, IncomingCall, in_time, to_status
+from distilqa.server.statuses import Calls, IncomingCall, to_status
 from distilqa.server.wire import answer_messages, largest_response, parse, stream_id
 from distilqa.server.workers import SMALL_BYTES, Workers
 from distilqa.text import spans
@@ -343,11 +342,16 @@ class _Sink:
     async def write(self, reply: bytes) -> None:
         """Raises DeadlineExceeded where it is not taken."""
         async with self._writing:
-            with suppress(grpc.aio.InternalError, grpc.aio.UsageError):  # the caller has left, which ends the stream
+            try:
                 if not self._has_begun:  # by itself, or gRPC could send no status where the first reply is not taken
                     self._has_begun = True
                     await self._context.send_initial_metadata(())
-                await in_time(self._context.write(reply), self._idle_s, "stream_idle_s", "a reply was not taken")
+                async with asyncio.timeout(self._idle_s):
+                    await self._context.write(reply)
+            except TimeoutError:
+                raise DeadlineExceeded(f"a reply was not taken within {self._idle_s:g} s", "stream_idle_s") from None
+            except (grpc.aio.InternalError, grpc.aio.UsageError):
+                pass  # the caller has left, which ends the stream
 
 
 async def _read(

@@ -198,15 +198,6 @@ class Calls:
         return reply
 
 
-async def in_time(awaited: Awaitable[_Result], seconds: float, limit: str, problem: str) -> _Result:
-    """What a caller does in so many seconds. Raises DeadlineExceeded, with the ``limit``, for one who does not."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await awaited
-    except TimeoutError:
-        raise DeadlineExceeded(f"{problem} within {seconds:g} s", limit) from None
-
-
 def _outcome(error: BaseException | None, deadline: float | None) -> str:
     if error is None:
         return "OK"

@@ -71,7 +71,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """From a child that is ready, again and again."""
+    """From a child, again and again from its beginning on."""
 
 
 @dataclass(frozen=True, slots=True)
