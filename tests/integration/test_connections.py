@@ -330,12 +330,18 @@ async def test_watchers_are_bounded(bundle: Path, monkeypatch: pytest.MonkeyPatc
                 return
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xff", b"\x1a\x01\xff"], ids=["no message", "not UTF-8"])
-async def test_a_lookup_that_is_none(bundle: Path, raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (b"\xff\xff", "request: is not a grpc.reflection.v1alpha.ServerReflectionRequest"),
+        (b"\x1a\x01\xff", "file_by_filename: is not valid UTF-8"),
+    ],
+)
+async def test_a_lookup_that_is_none(bundle: Path, raw: bytes, problem: str, caplog: pytest.LogCaptureFixture) -> None:
     async with held_server(bundle) as (server, _), connected(server.address) as peer:
         call = peer.call("ServerReflectionInfo", "grpc.reflection.v1alpha.ServerReflection", data=framed(raw))
         invalid = str(grpc.StatusCode.INVALID_ARGUMENT.value[0])
-        assert await peer.status(call) == (invalid, "request: is not a ServerReflectionRequest")
+        assert await peer.status(call) == (invalid, problem)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 

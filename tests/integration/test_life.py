@@ -20,11 +20,11 @@ import pytest
 from tests.integration.callers import NOT_SERVING, PASSAGE, QUESTION, SERVING, Caller, ask, end_of_call, health
 from tests.integration.servers import CLI, HeldEngine, entries, held_server, json_serving, serving
 
-from distilqa import AsyncClient, Client, DistilqaError, Overloaded, Unavailable
+from distilqa import AsyncClient, Client, DistilqaError, Overloaded
 from distilqa.engine.base import Engine
 from distilqa.engine.open import open_engine
-from distilqa.errors import BrokenError, BundleError
-from distilqa.server import back_end
+from distilqa.errors import BindError, BrokenError, BundleError
+from distilqa.server import back_end, front_end, timeouts
 from distilqa.server.app import serve
 from distilqa.server.settings import ServerSettings
 from distilqa.server.single_process import SingleProcess
@@ -188,7 +188,10 @@ class TestEnd:
         assert log[-1]["message"] == "stopped"
         assert log[-1]["ended"]["UNAVAILABLE"] == 2
 
-    async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(self, bundle: Path) -> None:
+    async def test_stopping_finishes_what_is_in_flight_and_refuses_the_rest(
+        self, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(front_end, "REFUSE_S", 1)
         async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
             first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
             await asyncio.to_thread(engine.began.wait)
@@ -196,11 +199,31 @@ class TestEnd:
             while not server._permits.draining.is_set():
                 await asyncio.sleep(0)
             assert await health(server.address) == NOT_SERVING
-            with pytest.raises(Unavailable, match="the server is stopping"):
-                await client.answer(QUESTION, PASSAGE)
+            assert await asyncio.to_thread(ask, server.address, PASSAGE) == "UNAVAILABLE: the server is stopping"
+            assert await end_of_call(server.address, "GetModel") is grpc.StatusCode.UNAVAILABLE
             engine.release.set()
             assert (await first)[0].text == "the lazy dog"
             await stopping
+
+    async def test_stopping_sends_clients_elsewhere(self, bundle: Path) -> None:
+        """Also those that have a connection, while others keep the server waiting."""
+        async with held_server(bundle) as (server, engine), AsyncClient(server.address) as client:
+            first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+            await asyncio.to_thread(engine.began.wait)
+            stopping = asyncio.create_task(server.stop(60))
+            port = int(server.address.rpartition(":")[2])
+            while True:
+                await asyncio.sleep(timeouts.REFUSE_S)
+                other = SingleProcess(ServerSettings(bundle=bundle, port=port))
+                with suppress(BindError):  # the first has not left yet
+                    await other.start()
+                    break
+            assert (await client.answer(QUESTION, PASSAGE))[0].text == "the lazy dog"
+            assert not stopping.done()
+            engine.release.set()
+            assert (await first)[0].text == "the lazy dog"
+            await stopping
+            await other.stop(0)
 
     async def test_stopping_gives_up_at_its_deadline(self, bundle: Path) -> None:
         """What runs by then is finished, what waits is told."""

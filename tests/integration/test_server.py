@@ -396,11 +396,31 @@ def test_errors_are_bounded(target: str) -> None:
     """What is quoted fits the trailers, which gRPC's clients refuse at random from half of their limit on."""
     with grpc.insecure_channel(target) as channel:
         for name in ("m", "é", "日", "🦊", "%"):
+            request = pb.AnswerRequest(question=QUESTION, passages=[pb.Passage(text=PASSAGE)], model=name * 50_000)
             for _ in range(20):
                 with pytest.raises(grpc.RpcError) as caught:
-                    QuestionAnsweringStub(channel).GetModel(pb.GetModelRequest(model=name * 50_000))
+                    QuestionAnsweringStub(channel).Answer(request)
                 assert caught.value.code() is grpc.StatusCode.NOT_FOUND
                 assert f"'{name * 100}" in str(caught.value.details())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"/{SERVICE}/GetModel",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_what_needs_no_permit_is_small(target: str, method: str) -> None:
+    """Or much of it would be in memory, or be parsed while others wait."""
+    with grpc.insecure_channel(target) as channel:
+        ask: Any = channel.stream_stream(method)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(ask(iter([bytes(4097)])))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "request: has 4097 bytes, the limit is 4096"
 
 
 def test_a_message_is_not_unpacked(bundle: Path) -> None:

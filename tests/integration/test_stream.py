@@ -59,6 +59,17 @@ def test_every_request_gets_its_answer(target: str, bundle: Path) -> None:
         )
 
 
+async def test_what_has_no_permit_is_not_looked_into(bundle: Path) -> None:
+    """But for its id. What is looked into may take its time, and much of it would be in memory meanwhile."""
+    async with held_server(bundle, max_requests=1) as (server, engine), AsyncClient(server.address) as client:
+        first = asyncio.create_task(client.answer(QUESTION, PASSAGE))
+        await asyncio.to_thread(engine.began.wait)
+        replies = await asyncio.to_thread(exchange, server.address, [b"\x0a\x05bytes\x12\x03\x1a\x01\xff"])
+        engine.release.set()
+        await first
+    assert code_pb2.Code.Name(replies["bytes"].status.code) == "RESOURCE_EXHAUSTED"
+
+
 def test_a_bad_request_ends_itself_alone(target: str) -> None:
     bad: dict[str, tuple[pb.AnswerStreamRequest | bytes, str, str]] = {
         "empty": (item("empty", question=""), "INVALID_ARGUMENT", "question: is empty"),

@@ -15,6 +15,7 @@ from distilqa.text.request import check_text
 
 # gRPC's own ways to name a server, which it reads itself.
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:")
+_NOTHING = re.compile(r"[^:]*:(//[^/]*/?)?")
 _HOST_AND_PORT = re.compile(r"(\[[^\[\]/\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})")
 
 
@@ -33,6 +34,8 @@ def _check_target(target: str) -> None:
     """Raise InvalidRequest for a URL, and for a host without a port, which gRPC would take for port 443."""
     check_text("target", target)
     if target.startswith(_SCHEMES):
+        if _NOTHING.fullmatch(target):
+            raise InvalidRequest("target", f"is {target!r}, which names no server")
         return
     found = _HOST_AND_PORT.fullmatch(target)
     if not found or int(found[2]) > 65535:

@@ -140,7 +140,7 @@ class Stream:
         """The next to send, once there is room for it."""
         while True:
             self._room.acquire()
-            with self._taking:
+            with self._taking:  # until an outcome is where it is looked for
                 if self._over:
                     return None
                 try:
@@ -148,9 +148,9 @@ class Stream:
                 except BaseException as error:
                     self._exchange.fail(error)
                     return None
-            if not isinstance(taken, Outcome):
-                return taken
-            self._events.put(taken)
+                if not isinstance(taken, Outcome):
+                    return taken
+                self._events.put(taken)
 
     def _stop(self) -> None:
         """Take no more."""

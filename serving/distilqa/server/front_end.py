@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from functools import partial
@@ -26,7 +27,7 @@ from distilqa.server.service import Limits, QuestionAnswering, Served, handlers
 from distilqa.server.settings import LONGEST_S, ServerSettings
 from distilqa.server.statuses import Calls, Messages
 from distilqa.server.tasks import first_of, in_thread
-from distilqa.server.timeouts import CLOSE_S, SEND_S
+from distilqa.server.timeouts import CLOSE_S, REFUSE_S, SEND_S
 from distilqa.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 # limit on requests is ours to explain.
 _WAITING_FACTOR = 4
 _LARGEST_MESSAGE_FACTOR = 2
+
+# What messages may have that are no requests, and those of streams beside theirs.
+_OTHER_BYTES = 8192
 
 _OF_CALLERS = OfCallers()
 
@@ -145,22 +149,26 @@ class FrontEnd(ABC):
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those in flight finish within ``grace_s`` seconds, and close.
 
-        The refusing is done here and not left to gRPC, whose server ends calls that arrive as it stops with CANCELLED.
+        gRPC tells clients to call elsewhere, and ends calls that arrive in this very moment with CANCELLED, after which
+        nobody tries again. So what is new is refused for a while before: then those who call often wait for their next
+        try.
         """
         self._is_stopping = True
         self._tell_health()
         self._messages.give_up("the server is stopping")
         if self._service is not None:
             drained = asyncio.create_task(self._permits.drain())
+            await asyncio.sleep(REFUSE_S)
+            leaving = asyncio.create_task(self._server.stop(math.inf))
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
             if not drained.done():
                 logger.warning(
                     "not all calls were waited for", extra={"fields": {"requests": self._permits.own_requests}}
                 )
             forced.cancel()
-            closing = asyncio.create_task(
-                in_thread(partial(self._runner.close, "the server stopped before this was done"))
-            )
+            reason = "the server stopped before this was done"
+            self._workers.close(reason)
+            closing = asyncio.create_task(in_thread(partial(self._runner.close, reason)))
             await first_of(closing, timeout_s=CLOSE_S)
             if not closing.done():
                 logger.error("a run has not ended, and is left behind")
@@ -168,9 +176,9 @@ class FrontEnd(ABC):
             await self._server.stop(SEND_S)
             await first_of(drained, timeout_s=SEND_S)  # calls that this has cut off
             drained.cancel()
+            await leaving
         else:
             await self._server.stop(SEND_S)
-        self._workers.close()
         for task in list(self._tasks):
             task.cancel()
             await asyncio.wait((task,))
@@ -202,7 +210,10 @@ def _options(settings: ServerSettings, connections: int, *, shared: bool) -> lis
         # It unpacks a message before it looks at its size: a megabyte of it could take all memory. A bit an algorithm,
         # of which the first is none.
         "grpc.compression_enabled_algorithms_bitset": 1,
-        "grpc.max_receive_message_length": min(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, 2**31 - 1),
+        "grpc.max_receive_message_length": min(
+            max(_LARGEST_MESSAGE_FACTOR * settings.max_request_bytes, settings.max_request_bytes + _OTHER_BYTES),
+            2**31 - 1,
+        ),
         # Or a second server on the port would share its calls rather than fail.
         "grpc.so_reuseport": int(shared),
         # Clients that ask more often than this are cut off; by default, and where no call is under way, every client

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
-from distilqa.errors import DistilqaError, InvalidRequest, Overloaded
+from distilqa.errors import DistilqaError, Overloaded
 from distilqa.server.statuses import Context, Messages, to_status
+from distilqa.server.wire import parse_small
 from distilqa_protos.v1 import SERVICE
 
 NAME = health.SERVICE_NAME
@@ -57,10 +57,8 @@ class Health:
 
     async def _asked(self, context: Context) -> str:
         """Of which service."""
-        try:
-            return health_pb2.HealthCheckRequest.FromString(await self._messages.receive(context)).service
-        except DecodeError as error:
-            raise InvalidRequest("request", "is not a HealthCheckRequest") from error
+        service: str = parse_small(health_pb2.HealthCheckRequest, await self._messages.receive(context)).service
+        return service
 
     async def _check(self, context: Context) -> bytes:
         if await self._asked(context) not in _NAMES:

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from distilqa.errors import InvalidRequest
 from distilqa.server import health
 from distilqa.server.statuses import Context, Handler
+from distilqa.server.wire import parse_small
 from distilqa_protos.v1 import SERVICE
 
 # A tool asks a few things at once, and leaves.
@@ -39,8 +40,8 @@ class Reflection:
             async with asyncio.timeout(_LONGEST_S):
                 async for reply in self._own.ServerReflectionInfo(_questions(context), context):
                     await context.write(reply.SerializeToString())
-        except DecodeError:  # which gRPC would make UNKNOWN, with a traceback
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "request: is not a ServerReflectionRequest")
+        except InvalidRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a call may last {_LONGEST_S:g} s")
         finally:
@@ -50,4 +51,4 @@ class Reflection:
 async def _questions(context: Context) -> AsyncIterator[Any]:
     read: Any = context.read
     while (raw := await read()) is not grpc.aio.EOF:
-        yield reflection_pb2.ServerReflectionRequest.FromString(raw)
+        yield parse_small(reflection_pb2.ServerReflectionRequest, raw)

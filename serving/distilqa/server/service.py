@@ -1,7 +1,7 @@
 """The native gRPC service, `distilqa.v1.QuestionAnswering`.
 
-A permit is taken before anything is done with the bytes of a request; those of a stream are parsed before, for their
-id. Sizes come first. What may take long is done by threads, off the event loop.
+Sizes come first, and a permit is taken before anything is done with the bytes of a request. What may take long is done
+by threads, off the event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -21,7 +21,7 @@ from distilqa.scheduling.queue import Runner, WindowResult
 from distilqa.scheduling.refusal import refusal
 from distilqa.server.admission import Permits
 from distilqa.server.statuses import Calls, IncomingCall, to_status
-from distilqa.server.wire import answer_messages, largest_response, parse, stream_id
+from distilqa.server.wire import answer_messages, largest_response, parse, parse_small, stream_id
 from distilqa.server.workers import SMALL_BYTES, Workers
 from distilqa.text import spans
 from distilqa.text.request import MAX_TOP_K, check_options
@@ -49,13 +49,14 @@ _SPANS_A_BYTE = 100
 # How much text a token stands for, at least as a rule.
 _BYTES_A_TOKEN = 4
 
+# The least that a passage takes of a request.
+_PASSAGE_BYTES = 2
+
 # What an `AnswerStreamRequest` has beside its request and its id.
 _FRAMING_BYTES = 32
 
 # gRPC gives a message that it finds too large as the end of the stream, and tells so long after that it was none.
 _CUT_OFF_S = 0.01
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class QuestionAnswering:
     async def answer(self, raw: bytes, call: IncomingCall) -> bytes:
         """``Answer``."""
         self._check_size(len(raw))
-        response = await self._answer(len(raw), lambda: parse(pb.AnswerRequest, raw), call)
+        with self._permits.hold(len(raw)):
+            response = await self._answer(len(raw), lambda: parse(pb.AnswerRequest, raw), call)
         return response.SerializeToString()
 
     async def answer_stream(self, call: IncomingCall) -> None:
@@ -136,8 +138,9 @@ class QuestionAnswering:
 
     async def get_model(self, raw: bytes, _call: IncomingCall) -> bytes:
         """``GetModel``."""
-        self._check_size(len(raw))
-        request = await self._parsed(partial(parse, pb.GetModelRequest, raw), len(raw))
+        if self._permits.draining.is_set():
+            raise Unavailable("the server is stopping")
+        request = parse_small(pb.GetModelRequest, raw)
         self._check_model(request.model, request.version)
         manifest, source, limits = self._manifest, self._manifest.source, self._limits
         names = len(f"{manifest.name}{manifest.version}{self._variant}".encode())
@@ -163,6 +166,7 @@ class QuestionAnswering:
                     MAX_TOP_K,
                     4 * _MAX_ID_CHARACTERS,
                     names,
+                    min(limits.passages, limits.request_bytes // _PASSAGE_BYTES),
                 ),
                 stream_requests=limits.stream_requests,
                 stream_id_characters=_MAX_ID_CHARACTERS,
@@ -170,17 +174,16 @@ class QuestionAnswering:
         ).SerializeToString()
 
     async def _answer(self, size: int, read: Callable[[], pb.AnswerRequest], call: IncomingCall) -> pb.AnswerResponse:
-        """Permit, read, tokenise, run, decode."""
-        with self._permits.hold(size):
-            prepare = partial(self._prepare, read, size)
-            alone = self._permits.requests == 1 and size <= SMALL_BYTES
-            request, tokenized, tokenize_s = prepare() if alone else await self._workers.run(prepare, size)
-            windows = [window.input_ids for window in tokenized.windows]
-            ran = await self._runner.run(windows, deadline=call.deadline)
-            respond = partial(self._respond, request, tokenized, ran, tokenize_s)
-            spans = sum(map(len, windows)) * min(_max_answer_tokens(request), self._manifest.window_tokens)
-            few = spans <= _FEW_SPANS and size <= SMALL_BYTES
-            response = respond() if few else await self._workers.run(respond, spans // _SPANS_A_BYTE)
+        """Read, tokenise, run, decode."""
+        prepare = partial(self._prepare, read, size)
+        alone = self._permits.requests == 1 and size <= SMALL_BYTES
+        request, tokenized, tokenize_s = prepare() if alone else await self._workers.run(prepare, size)
+        windows = [window.input_ids for window in tokenized.windows]
+        ran = await self._runner.run(windows, deadline=call.deadline)
+        respond = partial(self._respond, request, tokenized, ran, tokenize_s)
+        spans = sum(map(len, windows)) * min(_max_answer_tokens(request), self._manifest.window_tokens)
+        few = spans <= _FEW_SPANS and size <= SMALL_BYTES
+        response = respond() if few else await self._workers.run(respond, spans // _SPANS_A_BYTE)
         timings = response.timings
         call.log["windows"] = timings.windows
         if response.blank_passages:
@@ -188,10 +191,6 @@ class QuestionAnswering:
         for step in ("tokenize_seconds", "queue_seconds", "inference_seconds", "decode_seconds"):
             call.log[step] = round(getattr(timings, step), 6)
         return response
-
-    async def _parsed(self, parse: Callable[[], _Result], size: int) -> _Result:
-        """At once, where the way to another thread and back would take longer."""
-        return parse() if size <= SMALL_BYTES else await self._workers.run(parse, size)
 
     async def _reply(self, raw: bytes, stream: IncomingCall, room: asyncio.Semaphore, sink: _Sink) -> None:
         """Reply to one request of a stream, and make room for another."""
@@ -203,30 +202,30 @@ class QuestionAnswering:
     async def _content(self, raw: bytes, call: IncomingCall) -> bytes:
         """The reply to a request of a stream, as it is sent."""
         ended = partial(self._calls.end, "AnswerStream request", call)
-        item = _Item("", InvalidRequest("request", "was not read"))
+        id = call.log["id"] = stream_id(raw, _MAX_ID_CHARACTERS)
         try:
-            item = await self._parsed(partial(self._item, raw), len(raw))
-            call.log["id"] = item.id
-            response = await self._answer(len(raw), item.read, call)
-            reply = pb.AnswerStreamResponse(id=item.id, response=response)
+            self._check_size(len(raw), beside=_FRAMING_BYTES + 4 * _MAX_ID_CHARACTERS)
+            with self._permits.hold(len(raw)):
+                read = partial(self._item, raw)
+                # At once, where the way to another thread and back would take longer.
+                item = read() if len(raw) <= SMALL_BYTES else await self._workers.run(read, len(raw))
+                id = call.log["id"] = item.id
+                response = await self._answer(len(raw), lambda: item.request, call)
+            reply = pb.AnswerStreamResponse(id=id, response=response)
             ended(None)
         except Exception as error:
-            reply = pb.AnswerStreamResponse(id=item.id, status=to_status(error))
+            reply = pb.AnswerStreamResponse(id=id, status=to_status(error))
             ended(error)
         except asyncio.CancelledError as error:
             ended(error)
             raise
         return reply.SerializeToString()
 
-    def _item(self, raw: bytes) -> _Item:
-        try:
-            self._check_size(len(raw), beside=_FRAMING_BYTES + 4 * _MAX_ID_CHARACTERS)
-            item = parse(pb.AnswerStreamRequest, raw)
-            self._check_size(item.request.ByteSize())
-            _check_id("id", item.id)
-        except InvalidRequest as error:
-            return _Item(stream_id(raw)[:_MAX_ID_CHARACTERS], error)
-        return _Item(item.id, item.request)
+    def _item(self, raw: bytes) -> pb.AnswerStreamRequest:
+        item = parse(pb.AnswerStreamRequest, raw)
+        self._check_size(item.request.ByteSize())
+        _check_id("id", item.id)
+        return item
 
     def _expect(self, size: int) -> None:
         """Refuse what would only be refused after being tokenised, as far as its size tells. Raises Overloaded."""
@@ -293,22 +292,8 @@ class QuestionAnswering:
     def _check_model(self, model: str, version: str) -> None:
         served = self._manifest
         if model not in ("", served.name) or version not in ("", served.version):
-            wanted = f"{model or served.name!r} version {version or 'any'}"
+            wanted = f"{model or served.name!r:.200} version {version or 'any':.200}"
             raise ModelNotFound(f"{wanted} is not served here; {served.name!r} version {served.version} is")
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A request of a stream: what it asks, or what is wrong with it."""
-
-    id: str
-    content: pb.AnswerRequest | InvalidRequest
-
-    def read(self) -> pb.AnswerRequest:
-        """The request. Raises what is wrong with it."""
-        if isinstance(self.content, InvalidRequest):
-            raise self.content
-        return self.content
 
 
 class _Work:

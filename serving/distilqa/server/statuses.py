@@ -33,8 +33,10 @@ from distilqa.scheduling.refusal import refusal
 _MAX_MESSAGE_BYTES = 2000
 _AS_IT_IS = "".join(map(chr, range(ord(" "), ord("~") + 1))).replace("%", "")
 
-# A caller's clock may be ahead so far: it gives up at the deadline, and that looks as if it had left.
+# A caller's clock may be ahead so far, and gRPC rounds the time that a call has up, by one part in so many at most: it
+# gives up at the deadline, and that looks as if it had left.
 _CLOCKS_S = 0.05
+_ROUNDING = 100
 
 # How long after the end of what a caller sends gRPC may take to tell that it has left.
 _GONE_S = 0.1
@@ -51,12 +53,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class IncomingCall:
-    """A call under way. ``began`` and ``deadline`` are in time.monotonic's seconds; ``log`` takes what to log of it."""
+    """A call under way. ``log`` takes what to log of it.
+
+    ``began`` and ``deadline`` are in time.monotonic's seconds, as is ``expires``: who leaves from then on does so
+    because its time is over.
+    """
 
     context: Context
     request_id: str
     began: float
     deadline: float | None
+    expires: float
     log: dict[str, object]
 
     @classmethod
@@ -64,8 +71,12 @@ class IncomingCall:
         now, remaining_s = time.monotonic(), context.time_remaining()
         sent = [str(value) for key, value in context.invocation_metadata() or () if key == REQUEST_ID]
         request_id = sent[0] if len(sent) == 1 and REQUEST_ID_FORM.fullmatch(sent[0]) else uuid.uuid4().hex
-        deadline = None if remaining_s is None else now + remaining_s
-        return cls(context, request_id, now, deadline, {"peer": unquote(context.peer())})  # "ipv6:%5B::1%5D:50051", say
+        deadline, expires = None, math.inf
+        if remaining_s is not None:
+            deadline = now + remaining_s
+            expires = deadline - max(_CLOCKS_S, remaining_s / _ROUNDING)
+        log: dict[str, object] = {"peer": unquote(context.peer())}  # "ipv6:%5B::1%5D:50051", say
+        return cls(context, request_id, now, deadline, expires, log)
 
     def item(self) -> Self:
         """A request of this stream, which begins now."""
@@ -83,9 +94,15 @@ class Messages:
         self._within_s, self._most = within_s, most
         self._waiting: dict[asyncio.Timeout, str] = {}  # of which connection
         self._given_up: dict[asyncio.Timeout, Exception] = {}
+        self._closed: str | None = None
 
     async def receive(self, context: Context) -> bytes:
-        """The message of a call. Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none."""
+        """The message of a call.
+
+        Raises DeadlineExceeded where it takes longer, InvalidRequest where there is none, Unavailable once given up.
+        """
+        if self._closed:
+            raise Unavailable(self._closed)
         if len(self._waiting) >= self._most:
             [(most, _)] = Counter(self._waiting.values()).most_common(1)
             longest = next(limit for limit, connection in self._waiting.items() if connection == most)
@@ -108,7 +125,8 @@ class Messages:
         return bytes(raw)
 
     def give_up(self, reason: str) -> None:
-        """Wait for none of those that are waited for: their calls end as Unavailable."""
+        """Wait for none of those that are waited for, nor for others: their calls end as Unavailable."""
+        self._closed = reason
         for limit in list(self._waiting):
             self._give_up(limit, Unavailable(reason))
 
@@ -162,7 +180,7 @@ class Calls:
 
     def end(self, name: str, call: IncomingCall, error: BaseException | None) -> None:
         """Count and log an end: of a call, or of a request of a stream."""
-        outcome = _outcome(error, call.deadline)
+        outcome = _outcome(error, call.expires)
         named = error.limit if isinstance(error, Overloaded | DeadlineExceeded) else None
         limit = {"limit": named} if named else {}
         self.outcomes[" ".join((outcome, *map(str, limit.values())))] += 1
@@ -198,12 +216,11 @@ class Calls:
         return reply
 
 
-def _outcome(error: BaseException | None, deadline: float | None) -> str:
+def _outcome(error: BaseException | None, expires: float) -> str:
     if error is None:
         return "OK"
     if isinstance(error, asyncio.CancelledError):  # by gRPC: the caller left, or the deadline passed
-        late = deadline is not None and time.monotonic() >= deadline - _CLOCKS_S
-        return DeadlineExceeded.status if late else "CANCELLED"
+        return DeadlineExceeded.status if time.monotonic() >= expires else "CANCELLED"
     return error.status if isinstance(error, DistilqaError) else "INTERNAL"
 
 

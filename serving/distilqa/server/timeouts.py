@@ -5,6 +5,9 @@ from __future__ import annotations
 # How long a run that is under way may take to end, and a model that is being opened to open.
 CLOSE_S = 5.0
 
+# How long new calls are refused before connections are closed to them. gRPC's clients try again after 0.1 s at least.
+REFUSE_S = 0.05
+
 # How long the last replies may take to be sent.
 SEND_S = 1.0
 

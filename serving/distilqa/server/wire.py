@@ -18,14 +18,21 @@ from distilqa.text.answer import Answer
 from distilqa.text.windows import Tokenized
 from distilqa_protos.v1 import question_answering_pb2 as pb
 
+# A request that says little has a name or two.
+_MOST_SMALL_BYTES = 4096
+
 # How far what is wrong is looked for: a message may have millions of fields.
 _MOST_FIELDS = 5000
+
+# How far a request of a stream is read for its id. It has two fields.
+_FEW_FIELDS = 100
 
 # The kinds of fields, and how many bytes those have that are always as long.
 _VARINT, _LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
 
 _Request = TypeVar("_Request", bound=Message)
+_Bytes = TypeVar("_Bytes", bytes, memoryview)
 
 
 def parse(message: type[_Request], raw: bytes) -> _Request:
@@ -37,6 +44,13 @@ def parse(message: type[_Request], raw: bytes) -> _Request:
         if field is None:
             raise InvalidRequest("request", f"is not a {message.DESCRIPTOR.full_name}") from None
         raise InvalidRequest(field, "is not valid UTF-8") from None
+
+
+def parse_small(message: type[_Request], raw: bytes) -> _Request:
+    """The same for a request that says little: it needs no permit, and is parsed at once."""
+    if len(raw) > _MOST_SMALL_BYTES:
+        raise InvalidRequest("request", f"has {len(raw)} bytes, the limit is {_MOST_SMALL_BYTES}")
+    return parse(message, raw)
 
 
 def _not_utf8(descriptor: Any, raw: bytes, left: Iterator[int]) -> str | None:
@@ -62,7 +76,7 @@ def _not_utf8(descriptor: Any, raw: bytes, left: Iterator[int]) -> str | None:
     return None
 
 
-def _fields(raw: bytes, left: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+def _fields(raw: _Bytes, left: Iterator[int]) -> Iterator[tuple[int, _Bytes]]:
     """The fields that have a length, (number, content), until one is none; all others are passed over.
 
     The encoding is that of https://protobuf.dev/programming-guides/encoding.
@@ -88,7 +102,7 @@ def _fields(raw: bytes, left: Iterator[int]) -> Iterator[tuple[int, bytes]]:
         return
 
 
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
+def _varint(raw: bytes | memoryview, at: int) -> tuple[int, int]:
     """A number, and where it ends. Raises IndexError where it does not."""
     value = 0
     for shift in range(0, 70, 7):
@@ -120,21 +134,25 @@ def _answer_message(answer: Answer, tokenized: Tokenized, ids: Sequence[str]) ->
     )
 
 
-def stream_id(raw: bytes) -> str:
-    """The id of an `AnswerStreamRequest` that cannot be parsed, as far as it can be read."""
+def stream_id(raw: bytes, characters: int) -> str:
+    """The id of an `AnswerStreamRequest` that is not parsed, or cannot be, as far as it can be read."""
     number = pb.AnswerStreamRequest.ID_FIELD_NUMBER
-    found = [content for one, content in _fields(raw, iter(range(_MOST_FIELDS))) if one == number]
-    return found[-1].decode(errors="replace") if found else ""
+    found = [content for one, content in _fields(memoryview(raw), iter(range(_FEW_FIELDS))) if one == number]
+    return str(found[-1][: 4 * characters], "utf-8", "replace")[:characters] if found else ""
 
 
 # The most bytes that a field's tag, and the length of what it holds, take.
 _FIELD = 10
 
+# The most bytes that a passage's number takes.
+_INDEX = 5
 
-def largest_response(text_bytes: int, answers: int, id_bytes: int, names: int) -> int:
+
+def largest_response(text_bytes: int, answers: int, id_bytes: int, names: int, passages: int) -> int:
     """The most bytes of an `AnswerStreamResponse`, whose `AnswerResponse` has texts of so many bytes together.
 
     ``id_bytes`` are those of a passage's id, and of a stream's; ``names`` those of the model, version and variant.
+    ``passages`` may be blank, which the reply lists.
     """
     numbers = 10 * _FIELD  # of an answer, and of the timings
-    return (answers + 1) * (id_bytes + numbers) + text_bytes + names + numbers
+    return (answers + 1) * (id_bytes + numbers) + text_bytes + names + numbers + _FIELD + _INDEX * passages

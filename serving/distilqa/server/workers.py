@@ -3,69 +3,93 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import cycle
 from typing import Any, TypeVar
+
+from distilqa.errors import Unavailable
 
 # A piece of work of so many bytes takes some milliseconds.
 SMALL_BYTES = 8192
 
+# Of so many turns one is the oldest's: what is large would wait for ever where small work comes without end.
+_TURNS = 4
+
 _Result = TypeVar("_Result")
 
 
-@dataclass(order=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Job:
     size: int
-    number: int
-    work: Callable[[], Any] = field(compare=False)
-    done: asyncio.Future[Any] = field(compare=False)
+    work: Callable[[], Any]
+    done: asyncio.Future[Any]
 
 
 class Workers:
     """As many threads as are asked for, and one more that books leave to sentences. Used on the event loop.
 
-    Of what waits the smallest is next, so that the books of others do not keep a sentence waiting. A book's turn comes
-    all the same: the model takes longer for any text than this does, and what is in flight is bounded.
+    Of what waits the smallest is next, so that the books of others do not keep a sentence waiting; but now and then the
+    oldest is. Little may wait: permits bound it.
     """
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="text")
-        self._free = threads + 1
-        self._numbers = count()
-        self._waiting: list[_Job] = []
+        self._threads = threads
+        self._turns = cycle(range(_TURNS))
+        self._waiting: dict[_Job, None] = {}  # the oldest first
+        self._running: set[_Job] = set()
+        self._closed: str | None = None
 
     async def run(self, work: Callable[[], _Result], size: int) -> _Result:
-        """What some work gives. ``size`` is how much it is, in bytes of text or in what takes as long."""
-        done: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, _Job(size, next(self._numbers), work, done))
+        """What some work gives. ``size`` is how much it is, in bytes of text or in what takes as long.
+
+        Raises Unavailable once closed.
+        """
+        if self._closed:
+            raise Unavailable(self._closed)
+        job = _Job(size, work, asyncio.get_running_loop().create_future())
+        self._waiting[job] = None
         self._begin()
         try:
-            return await done
+            return await job.done  # type: ignore[no-any-return]
         finally:
-            del done  # an error holds this frame
+            self._waiting.pop(job, None)  # nobody waits for it any more
+            del job  # an error holds this frame
 
-    def close(self) -> None:
-        """Begin nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, reason: str) -> None:
+        """Begin nothing more; what waits, and whoever waits for what runs, ends as Unavailable for that reason."""
+        self._closed = reason
+        for job in (*self._waiting, *self._running):
+            if not job.done.done():
+                job.done.set_exception(Unavailable(reason))
+        self._waiting.clear()
+        self._pool.shutdown(wait=False)
 
     def _begin(self) -> None:
-        while self._waiting and self._free > (self._waiting[0].size > SMALL_BYTES):
-            job = heapq.heappop(self._waiting)
-            if not job.done.done():  # nobody waits for it any more
-                self._free -= 1
-                running = asyncio.get_running_loop().run_in_executor(self._pool, job.work)
-                running.add_done_callback(partial(self._end, job.done))
+        while job := self._next():
+            del self._waiting[job]
+            self._running.add(job)
+            running = asyncio.get_running_loop().run_in_executor(self._pool, job.work)
+            running.add_done_callback(partial(self._end, job))
 
-    def _end(self, done: asyncio.Future[Any], ran: asyncio.Future[Any]) -> None:
-        self._free += 1
-        error = None if ran.cancelled() else ran.exception()  # or asyncio would log what nobody waits for
-        if not done.done():
+    def _next(self) -> _Job | None:
+        """What is begun now, if a thread is free for it."""
+        if not self._waiting or len(self._running) > self._threads:
+            return None
+        smallest = min(self._waiting, key=lambda job: job.size)
+        if sum(job.size > SMALL_BYTES for job in self._running) == self._threads:
+            return smallest if smallest.size <= SMALL_BYTES else None
+        return next(iter(self._waiting)) if next(self._turns) == _TURNS - 1 else smallest
+
+    def _end(self, job: _Job, ran: asyncio.Future[Any]) -> None:
+        self._running.remove(job)
+        error = ran.exception()  # or asyncio would log what nobody waits for
+        if not job.done.done():
             if error:
-                done.set_exception(error)
+                job.done.set_exception(error)
             else:
-                done.set_result(ran.result())
+                job.done.set_result(ran.result())
         self._begin()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
+from queue import SimpleQueue
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from distilqa.client import streams
 from distilqa.client.call import OutgoingCall
 from distilqa.client.client import _OPTIONS, _RETRIES, AsyncClient, Client, Outcome, Request
 from distilqa.client.messages import read_answers, read_model, to_message
@@ -264,6 +266,13 @@ def test_a_target_without_host_or_port(client: Any, target: str) -> None:
     assert str(caught.value) == f'target: is {target!r}, must be "host:port", "localhost:50051" say'
 
 
+@pytest.mark.parametrize("target", ["dns:", "dns:///", "dns://192.0.2.1", "unix:", "unix://", "ipv4:", "xds:///"])
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+def test_a_target_that_names_no_server(client: Any, target: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"target: is .*, which names no server"):
+        client(target)
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -461,6 +470,37 @@ def told(outcomes: Iterable[Outcome]) -> dict[str, str]:
 
 
 both = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+class Slow(SimpleQueue[Any]):
+    """A thread that has something for it may be held up just then."""
+
+    def put(self, event: Any, block: bool = True, timeout: float | None = None) -> None:
+        if isinstance(event, Outcome):
+            time.sleep(0.2)
+        super().put(event, block, timeout)
+
+
+def test_what_is_taken_as_the_stream_breaks_has_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what cannot be sent, which another thread tells of."""
+    monkeypatch.setattr(streams, "SimpleQueue", Slow)
+    broken = threading.Event()
+
+    def requests() -> Iterator[Request]:
+        yield from items("good")
+        assert broken.wait(60)
+        time.sleep(0.05)  # until the client knows
+        yield Request("too large", "Who?", "A fox." * 10_000)
+
+    def end(asked: Iterator[pb.AnswerStreamRequest], context: grpc.ServicerContext) -> Any:
+        next(asked)
+        broken.set()
+        context.abort(grpc.StatusCode.INTERNAL, "broken")
+
+    with scripted(end) as server:
+        outcomes, error = stream(Client, server.address, requests())
+    assert told(outcomes).keys() == {"good", "too large"}
+    assert isinstance(error, InferenceFailed)
 
 
 @both

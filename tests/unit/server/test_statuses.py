@@ -229,6 +229,30 @@ async def test_every_end_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == len(ends) + 3
 
 
+async def test_who_leaves_as_his_time_is_over_has_not_just_left() -> None:
+    """Of times that gRPC's clients round up, by more the longer they are."""
+    expires: list[float] = []
+
+    async def note(_requests: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        call = IncomingCall.of(context)
+        expires.append(call.expires - call.began)
+        return b""
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("a.B", {"C": grpc.stream_unary_rpc_method_handler(note)}),)
+    )
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    timeouts = [5.001, 10.01, 99.91, 100.2, 1001.0, 10_001.0]
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_unary("/a.B/C")
+        for timeout in timeouts:
+            await call(b"", timeout=timeout)
+    await server.stop(None)
+    assert all(0.95 * timeout < one <= timeout for one, timeout in zip(expires, timeouts, strict=True)), expires
+
+
 @pytest.mark.parametrize("error", [DeadlineExceeded("late"), ValueError("odd")])
 async def test_a_call_that_is_over(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
     """gRPC cannot send the status, and would log what left here with what it was raised for."""

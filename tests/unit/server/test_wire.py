@@ -30,7 +30,8 @@ def test_what_is_wrong_in_a_request_of_a_stream_is_named() -> None:
     raw = stream_request(question=b"\xff")
     with pytest.raises(InvalidRequest, match=r"request\.question: is not valid UTF-8"):
         parse(pb.AnswerStreamRequest, raw)
-    assert stream_id(raw) == "seven"
+    assert stream_id(raw, 256) == "seven"
+    assert stream_id(raw, 3) == "sev"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_what_is_wrong_in_a_request_of_a_stream_is_named() -> None:
     ],
 )
 def test_an_id_as_far_as_it_can_be_read(raw: bytes, id: str) -> None:
-    assert stream_id(raw) == id
+    assert stream_id(raw, 256) == id
 
 
 @given(st.binary(max_size=200))
@@ -66,15 +67,15 @@ def test_what_is_wrong_is_not_looked_for_in_millions_of_fields() -> None:
     assert len(list(_fields(raw, iter(range(70))))) == 70
     with pytest.raises(InvalidRequest, match="request: is not a distilqa"):
         parse(pb.AnswerRequest, raw)
-    assert stream_id(b"\x0a\x01a" + raw[2:]) == ""
+    assert stream_id(b"\x0a\x01a" + raw[2:], 256) == ""
 
 
 # What UTF-8 takes four bytes for.
 WIDE = "🦊"
 
 
-@given(st.integers(1, 100), st.integers(0, 2000), st.integers(0, 40))
-def test_largest_response(answers: int, text: int, name: int) -> None:
+@given(st.integers(1, 100), st.integers(0, 2000), st.integers(0, 40), st.integers(0, 1000))
+def test_largest_response(answers: int, text: int, name: int, blank: int) -> None:
     """Numbers as large as they can be, texts and ids of characters that take most bytes."""
     most = 2**32 - 1
     per = text // 4 // answers * 4
@@ -87,7 +88,8 @@ def test_largest_response(answers: int, text: int, name: int) -> None:
         run_windows=most,
     )  # fmt: skip
     response = pb.AnswerResponse(
-        answers=[answer] * answers, model=WIDE * name, version=WIDE * name, variant=WIDE * name, timings=timings
-    )
+        answers=[answer] * answers, model=WIDE * name, version=WIDE * name, variant=WIDE * name, timings=timings,
+        blank_passages=[most] * blank,
+    )  # fmt: skip
     message = pb.AnswerStreamResponse(id=WIDE * 256, response=response)
-    assert message.ByteSize() <= largest_response(text, answers, 1024, 3 * 4 * name)
+    assert message.ByteSize() <= largest_response(text, answers, 1024, 3 * 4 * name, blank)

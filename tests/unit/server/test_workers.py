@@ -8,9 +8,11 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
+from distilqa.errors import Unavailable
 from distilqa.server.workers import SMALL_BYTES, Workers
 
 LARGE = SMALL_BYTES + 1
@@ -33,7 +35,7 @@ class Held:
 async def workers() -> Iterator[Workers]:  # type: ignore[misc]
     workers = Workers(2)
     yield workers
-    workers.close()
+    workers.close("the test is over")
 
 
 async def under_way(*held: Held) -> None:
@@ -105,7 +107,7 @@ async def test_small_work_finds_a_thread_beside_all_that_is_large(workers: Worke
 
 
 async def test_of_what_waits_the_smallest_is_next(workers: Workers) -> None:
-    """And of equal work what came first."""
+    """And of equal work what came first; each fourth turn is the oldest's."""
     held, noted = [Held() for _ in range(3)], list[int]()
     tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
     await under_way(*held)
@@ -114,10 +116,24 @@ async def test_of_what_waits_the_smallest_is_next(workers: Workers) -> None:
     await asyncio.sleep(0)
     held[0].go_on.set()
     await asyncio.gather(*waiting)
-    assert noted == [4, 1, 3, 2, 0]
+    assert noted == [0, 4, 1, 3, 2]
     for one in held:
         one.go_on.set()
     await asyncio.gather(*tasks)
+
+
+async def test_what_is_large_has_its_turn_while_small_work_comes_without_end(workers: Workers) -> None:
+    over = False
+
+    async def ask() -> None:
+        while not over:
+            await workers.run(lambda: "sentence", 1)
+
+    asking = [asyncio.create_task(ask()) for _ in range(12)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(workers.run(lambda: "book", LARGE), GUARD_S) == "book"
+    over = True
+    await asyncio.gather(*asking)
 
 
 async def test_what_nobody_waits_for_any_more_is_not_done(workers: Workers) -> None:
@@ -131,3 +147,35 @@ async def test_what_nobody_waits_for_any_more_is_not_done(workers: Workers) -> N
         one.go_on.set()
     await asyncio.gather(there, *tasks)
     assert noted == [1]
+
+
+async def test_what_nobody_waits_for_any_more_leaves_nothing_behind(workers: Workers) -> None:
+    """Though it was never its turn."""
+    held = [Held() for _ in range(3)]
+    tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
+    await under_way(*held)
+    request = Tokenized()
+    left = weakref.ref(request)
+    waiting = asyncio.create_task(workers.run(partial(id, request), 1))
+    del request
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    del waiting
+    assert left() is None
+    for one in held:
+        one.go_on.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_at_a_close_all_are_told(workers: Workers) -> None:
+    """Also those whose work is under way, and who come later."""
+    held = [Held() for _ in range(4)]
+    tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
+    await under_way(*held[:3])
+    workers.close("it is time")
+    tasks.append(asyncio.create_task(workers.run(lambda: "never", 1)))
+    ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), GUARD_S)
+    assert [str(end) for end in ends if isinstance(end, Unavailable)] == ["it is time"] * 5
+    for one in held:
+        one.go_on.set()

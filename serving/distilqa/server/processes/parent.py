@@ -137,7 +137,16 @@ class Processes:
 
     async def _live(self, place: Place, begin: Beginning) -> None:
         """The life of one child. Raises why there can be none."""
-        child = place.child = Child(place.name, begin)
+        try:
+            child = place.child = Child(place.name, begin)
+        except OSError as error:  # there can be no more processes or files just now
+            if not self._started.done():
+                raise
+            wait_s = _wait_s(place, None)
+            fields = {"process": place.name, "problem": str(error), "in_s": wait_s}
+            logger.error("a process could not be started, which is tried again", extra={"fields": fields})
+            await self._pause(wait_s)
+            return
         watching = asyncio.create_task(self._watch(place, child))
         try:
             if place is not self._model:
@@ -164,10 +173,14 @@ class Processes:
             self._log(
                 logging.ERROR, "a process ended, and another takes its place", place, child, status=status, in_s=wait_s
             )
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_s)
+            await self._pause(wait_s)
         elif status and not child.killed:
             self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
+
+    async def _pause(self, wait_s: float) -> None:
+        """Unless the server stops."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), wait_s)
 
     async def _watch(self, place: Place, child: Child) -> None:
         """Kill a child that says nothing: one that was stopped, or hangs.
@@ -253,11 +266,15 @@ class Processes:
         self._held.close()
 
 
-def _wait_s(place: Place, child: Child) -> float:
-    """For how long a place stays empty: not at all, unless those who were there did not live long."""
-    lived_s = time.monotonic() - child.began
-    place.short_lives = 0 if child.ready and lived_s >= LONG_LIFE_S else place.short_lives + 1
-    again = place.short_lives - child.ready
+def _wait_s(place: Place, child: Child | None) -> float:
+    """For how long a place stays empty: not at all, unless those who were there did not live long.
+
+    ``child`` was the last of them, None if there could be none.
+    """
+    was_ready = child is not None and child.ready
+    lived_long = child is not None and was_ready and time.monotonic() - child.began >= LONG_LIFE_S
+    place.short_lives = 0 if lived_long else place.short_lives + 1
+    again = place.short_lives - was_ready
     return min(RESTART_S * 2.0 ** min(again - 1, 10), LONGEST_RESTART_S) if again > 0 else 0.0
 
 
