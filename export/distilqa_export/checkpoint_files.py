@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from safetensors import SafetensorError, safe_open
 
 from distilqa.bundle import MANIFEST
-from distilqa_export.errors import CheckpointError
+from distilqa_export.architecture import check_architecture
+from distilqa_export.errors import CheckpointError, listed
 
 _ADAPTER = "adapter_config.json"
+_TOKENIZER = "tokenizer_config.json"
 
 # Weights as transformers names them: in one file, or in shards that an index lists; and as it once did.
 _WEIGHTS = "model.safetensors"
@@ -50,42 +50,18 @@ _FILES = [
 # How a file begins that stands for one.
 _LFS = b"version https://git-lfs"
 
-_QUANTIZED = "quantization_config"
-
-# What a config may not say, and what is needed instead.
-_NEEDED = {
-    "is_decoder": "needed is an encoder, whose tokens see all others",
-    "add_cross_attention": "needed is a model that reads one text",
-    "pruned_heads": "needed are layers of equally many heads",
-    _QUANTIZED: "needed are plain weights, not quantised ones, and no such key",
-}
-
-# Code of a checkpoint's own that would make another model of it.
-_OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForQuestionAnswering"}
-
-# The types of models that can be exported, and what counts their heads and layers.
-_COUNTS = {
-    "bert": ("num_attention_heads", "num_hidden_layers"),
-    "distilbert": ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers"),
-}
-
-_HEAD = ("qa_outputs.weight", "qa_outputs.bias")
-
-_LAYER = re.compile(r"(?:bert\.encoder|distilbert\.transformer)\.layer\.(\d+)\.")
-
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.clone() for name,'
     f" tensor in torch.load('{_PICKLE}', weights_only=True).items()}}, '{_WEIGHTS}', {{'format': 'pt'}})\""
 )
-
-_MOST_LISTED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
     """The files of a checkpoint of a kind that can be exported: its ``config`` and its files of ``weights``.
 
-    ``origin`` says where it is from: an id of the hub, whose ``commit`` it is, or the name of a folder.
+    ``origin`` says where it is from: an id of the hub, whose ``commit`` it is, or the name of a folder. ``is_cached``
+    says that they were fetched once and the hub is out of reach.
     """
 
     origin: str
@@ -93,9 +69,10 @@ class CheckpointFiles:
     commit: str | None
     config: dict[str, Any]
     weights: list[Path]
+    is_cached: bool
 
     def __str__(self) -> str:
-        return self.origin
+        return f"{self.origin} from the cache, since the hub is out of reach" if self.is_cached else self.origin
 
     @property
     def weights_sha256(self) -> str:
@@ -113,14 +90,26 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> CheckpointF
 
     Raises CheckpointError if they cannot be had, or are not those of a BERT-like question-answering model.
     """
-    folder, commit = _fetch(checkpoint, revision)
-    _check_whole(folder)
-    config = _read_config(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
-    weights = _weight_files(folder)
-    _check_architecture(config, weights)
-    return CheckpointFiles(_origin(checkpoint), folder, commit, config, weights)
+    if Path(checkpoint).is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
+        folder, is_cached = Path(checkpoint), False
+    else:
+        folder, is_cached = _fetch(checkpoint, revision)
+    try:
+        _check_whole(folder)
+        config = _read_config(folder)
+        _check_tokenizer(folder, is_cached)
+        weights = _weight_files(folder)
+    except CheckpointError as error:
+        if not is_cached:
+            raise
+        raise CheckpointError(
+            f"{error}; this is what is cached of {checkpoint}, and the hub is out of reach"
+        ) from error
+    check_architecture(config, weights)
+    commit = None if Path(checkpoint).is_dir() else folder.name
+    return CheckpointFiles(_origin(checkpoint), folder, commit, config, weights, is_cached)
 
 
 def _origin(checkpoint: str) -> str:
@@ -134,14 +123,11 @@ def _origin(checkpoint: str) -> str:
     return "".join(character if character.isprintable() and character != "`" else "_" for character in name)
 
 
-def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder with the checkpoint's files, and the hub's commit (None for a local folder)."""
-    if Path(checkpoint).is_dir():
-        if revision is not None:
-            raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
-        return Path(checkpoint), None
+def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, bool]:
+    """The folder with the files of a hub's checkpoint, which is named as its commit, and whether it is what is cached
+    of it, because the hub is out of reach."""
     try:
-        folder = Path(_snapshot(checkpoint, revision))
+        folder, reached = _snapshot(checkpoint, revision)
     except HFValidationError as error:
         file = "; it is a file" if Path(checkpoint).is_file() else ""
         raise CheckpointError(f"{checkpoint!r} is neither a folder nor an id of the hub (OWNER/NAME){file}") from error
@@ -153,11 +139,11 @@ def _fetch(checkpoint: str, revision: str | None) -> tuple[Path, str | None]:
         raise CheckpointError(
             f"{checkpoint} is not a folder, and could not be fetched from the hub: {error}"
         ) from error
-    return folder, folder.name
+    return Path(folder), not reached
 
 
-def _snapshot(checkpoint: str, revision: str | None) -> str:
-    """Fetch a hub's checkpoint, or take it from the cache where the hub is out of reach."""
+def _snapshot(checkpoint: str, revision: str | None) -> tuple[str, bool]:
+    """Fetch a hub's checkpoint, or take it from the cache. Returns also whether the hub was reached."""
     try:
         # snapshot_download asks this too, but waits for a silent hub for ever.
         info = model_info(checkpoint, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -165,12 +151,13 @@ def _snapshot(checkpoint: str, revision: str | None) -> str:
     except (requests.ConnectionError, requests.Timeout, OfflineModeIsEnabled):
         reached = False
     if reached:
-        names = [file.rfilename for file in info.siblings or ()]
+        names = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
         if not any(name.endswith(".safetensors") for name in names) and any(map(_is_pickle, names)):
-            raise _pickles_only(checkpoint, [name for name in names if "/" not in name])
-    return snapshot_download(
+            raise _pickles_only(checkpoint, names)
+    folder = snapshot_download(
         checkpoint, revision=revision, allow_patterns=_FILES, ignore_patterns="*/*", local_files_only=not reached
     )
+    return folder, reached
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -180,13 +167,33 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder}: is a bundle, and needs no export; needed is a checkpoint")
         below = sorted(f"{inner.parent}" for inner in folder.glob("*/config.json"))
         raise CheckpointError(f"{folder}: no config.json" + (f"; is {below[-1]} meant?" if below else ""))
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: no readable config.json ({error})") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}: config.json is not an object")
-    return config
+        raise CheckpointError(f"{path.parent}: no readable {path.name} ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.parent}: {path.name} is not an object")
+    return content
+
+
+def _check_tokenizer(folder: Path, is_cached: bool) -> None:
+    """Refuse one that is not there, of another order of texts, or that may be half of one."""
+    whole, words, settings = (folder / name for name in ("tokenizer.json", "vocab.txt", _TOKENIZER))
+    if not whole.is_file() and not words.is_file():
+        raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
+    if settings.is_file():
+        side = _read_object(settings).get("padding_side", "right")
+        if side != "right":
+            raise CheckpointError(
+                f"{folder}: found the padding side {side!r:.100}, with which transformers puts the passage before the"
+                " question; needed is 'right'"
+            )
+    elif is_cached and not whole.is_file():  # what vocab.txt alone leaves open, whether case counts say
+        raise CheckpointError(f"{folder}: neither tokenizer.json nor {_TOKENIZER}")
 
 
 def _check_whole(folder: Path) -> None:
@@ -236,69 +243,4 @@ def _pickles_only(checkpoint: str, names: list[str]) -> CheckpointError:
     return CheckpointError(
         f"{checkpoint}: found only {listed(sorted(filter(_is_pickle, names)))}; weights are needed as {_WEIGHTS}, and"
         f" pickles are never opened here. Of one that you trust {hint}"
-    )
-
-
-def _check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
-    """Refuse what is not a BERT-like encoder with a question-answering head, before anything large is loaded."""
-    named = config.get("architectures")
-    architectures = ", ".join(map(str, named)) if isinstance(named, list) else "no architecture named"
-    kind = config.get("model_type")
-    found = f"{kind!r} ({architectures})"
-    if kind not in tuple(_COUNTS):  # which may be of any type
-        older = "" if kind else ' (of older checkpoints config.json does not say: "model_type": "bert" there does)'
-        raise CheckpointError(f"found a model of type {found}; needed is one of {', '.join(_COUNTS)}{older}")
-    for name, needed in _NEEDED.items():
-        if config.get(name) or (name == _QUANTIZED and name in config):  # which transformers cannot read empty
-            raise CheckpointError(f"found {name} {config[name]!r:.100} in config.json; {needed}")
-    own_code = config.get("auto_map")
-    if isinstance(own_code, dict) and _OWN_CODE & own_code.keys():
-        raise CheckpointError(
-            f"found auto_map {own_code!r:.100} in config.json; needed is a model without code of its own, which is"
-            " never run here"
-        )
-    names = _tensor_names(weights)
-    _check_names(found, f"{kind}.", names)
-    activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
-    if activation != "gelu":
-        raise CheckpointError(f"found the activation {activation!r}; needed is 'gelu'")
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
-    there = len({found[1] for found in map(_LAYER.match, names) if found})
-    for name in _COUNTS[kind]:
-        count = config.get(name, 1)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
-        if name.endswith("layers") and name in config and count != there:
-            raise CheckpointError(f"found {name} {count} in config.json, and weights of {there} layers")
-
-
-def _tensor_names(weights: list[Path]) -> set[str]:
-    names: set[str] = set()
-    for path in weights:
-        try:
-            with safe_open(path, framework="np") as tensors:
-                names.update(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is not a readable safetensors file ({error})") from error
-    return names
-
-
-def _check_names(found: str, prefix: str, names: set[str]) -> None:
-    """Refuse what has no head, or tensors that transformers would not find."""
-    if not names.issuperset(_HEAD):
-        others = sorted(name for name in names if name.endswith(_HEAD))
-        hint = f"; found {listed(others)}, under names that are not transformers' own" if others else ""
-        raise CheckpointError(f"found {found} without a question-answering head (tensors {' and '.join(_HEAD)}){hint}")
-    if not any(name.startswith(prefix) for name in names):
-        raise CheckpointError(
-            f"found {found} without tensors named {prefix}*; found {listed(sorted(names - set(_HEAD)))}"
-        )
-
-
-def listed(names: list[str]) -> str:
-    """A few of them: a config may ask for hundreds."""
-    return ", ".join(names[:_MOST_LISTED]) + (
-        f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
     )

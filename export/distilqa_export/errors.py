@@ -11,3 +11,12 @@ class CheckpointError(DistilqaError):
 
 class ExportError(DistilqaError):
     """The model could not be converted, or the converted model is not the same; nothing was written."""
+
+
+_MOST_LISTED = 3
+
+
+def listed(names: list[str]) -> str:
+    """A few of them: a config may ask for hundreds."""
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return ", ".join(names[:_MOST_LISTED]) + more

@@ -124,6 +124,45 @@ def test_a_repository_that_has_only_pickles(checkpoint: Path, tmp_path: Path) ->
         assert asked_for(hub, "HEAD") == set()
 
 
+def test_a_repository_that_has_only_pickles_at_its_top(checkpoint: Path, tmp_path: Path) -> None:
+    folder = save_with_tokenizer(random_model("distilbert"), tmp_path / "repository", checkpoint)
+    (folder / "onnx").mkdir()
+    shutil.copy(folder / "model.safetensors", folder / "onnx")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with serve(Repository(ID, folder, COMMIT)) as hub:
+        assert_refused(export(hub.url, tmp_path, ID), tmp_path, f"{ID}: found only pytorch_model.bin")
+
+
+def load_cached(hub: Hub, home: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    """Load a checkpoint of which these files are cached, while the hub is out of reach."""
+    fetch = f"from huggingface_hub import snapshot_download as fetch; fetch({ID!r}, allow_patterns={list(names)})"
+    assert run(hub.url, home, sys.executable, "-c", fetch).returncode == 0
+    find = f"from distilqa_export.checkpoint_files import find_checkpoint; print(find_checkpoint({ID!r}))"
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return run(f"http://127.0.0.1:{bound.getsockname()[1]}", home, sys.executable, "-c", find)
+
+
+def test_what_is_cached_while_the_hub_is_out_of_reach(hub: Hub, tmp_path: Path) -> None:
+    done = load_cached(hub, tmp_path, *WANTED)
+    assert done.stdout == f"{ID} from the cache, since the hub is out of reach\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "problem"),
+    [
+        ({"model.safetensors"}, "found no weights"),
+        ({"tokenizer.json", "tokenizer_config.json"}, "neither tokenizer.json nor tokenizer_config.json"),
+    ],
+)
+def test_half_a_checkpoint_is_cached(hub: Hub, tmp_path: Path, missing: set[str], problem: str) -> None:
+    """Without its configuration a tokenizer might take case for nothing."""
+    done = load_cached(hub, tmp_path, *(WANTED - missing))
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert f"this is what is cached of {ID}, and the hub is out of reach" in done.stderr
+
+
 def test_an_unknown_id(hub: Hub, tmp_path: Path) -> None:
     assert_refused(export(hub.url, tmp_path, "nobody/nothing"), tmp_path, "nobody/nothing", "Not Found")
 

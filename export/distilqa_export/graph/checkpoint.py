@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from transformers import (
 )
 
 from distilqa.bundle import Architecture, Source
-from distilqa_export.checkpoint_files import CheckpointFiles, find_checkpoint, listed
-from distilqa_export.errors import CheckpointError
+from distilqa.text.windows import Windower
+from distilqa_export.checkpoint_files import CheckpointFiles, find_checkpoint
+from distilqa_export.errors import CheckpointError, listed
 
 MODELS: dict[str, type[PreTrainedModel]] = {
     "distilbert": DistilBertForQuestionAnswering,
@@ -34,6 +37,9 @@ _AS_IT_ANSWERS = {
     "torchscript": False,
     "attn_implementation": "sdpa",
 }
+
+# Query, key and value of a layer.
+_PROJECTION = re.compile(r"(.*)\.(?:[qkv]_lin|query|key|value)\.weight")
 
 # The reference pipeline's window.
 _WINDOW_TOKENS = 384
@@ -146,12 +152,27 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
     broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"{folder}: tensors hold values that are not finite: {', '.join(broken)}")
+    _check_attention(model)
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros((1, 2), dtype=torch.long))
     except Exception as error:  # a config may have text where numbers are needed
         raise CheckpointError(f"{folder}: the model cannot be run ({error})") from error
     return model
+
+
+def _check_attention(model: PreTrainedModel) -> None:
+    """Refuse what the trace would make one product of, so that attention is not found in it."""
+    weights: dict[str, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in model.state_dict().items():
+        if found := _PROJECTION.fullmatch(name):
+            weights.setdefault(found[1], []).append((name, tensor))
+    for projections in weights.values():
+        for (name, tensor), (other, another) in combinations(projections, 2):
+            if torch.equal(tensor, another):
+                raise CheckpointError(
+                    f"found the same weights in {name} and {other}; needed are query, key and value that differ"
+                )
 
 
 def _unite_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -181,11 +202,12 @@ def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     for role in ("cls_token", "sep_token"):
         if getattr(tokenizer, f"{role}_id") is None:
             raise CheckpointError(f"{folder}: the tokenizer has no {role}")
-    if tokenizer.padding_side != "right":
-        raise CheckpointError(
-            f"{folder}: found the padding side {tokenizer.padding_side!r}, with which transformers puts the passage"
-            " before the question; needed is 'right'"
-        )
+    try:
+        Windower(tokenizer.backend_tokenizer.to_str(), max_tokens=_WINDOW_TOKENS)
+        tokenizer("a", "b")
+    except Exception as error:  # BundleError, and whatever its settings can make transformers raise
+        problem = str(error).removeprefix("tokenizer.json: ")
+        raise CheckpointError(f"{folder}: the tokenizer cannot be used ({problem})") from error
     # A blank line at the end of vocab.txt is a token too, which no text becomes.
     largest, token = max((id, token) for token, id in tokenizer.get_vocab().items() if token)
     if largest >= vocabulary:

@@ -119,9 +119,9 @@ class Windower:
             tokenizer.no_truncation()
             tokenizer.encode_special_tokens = True  # as what they are: characters
             tokenizer.encode(_UNKNOWN_WORD)
-        except BundleError:
+        except (BundleError, KeyboardInterrupt):
             raise
-        except Exception as error:  # tokenizers raises bare Exception, also where no token is for unknown words
+        except BaseException as error:  # of tokenizers bare Exception, and PanicException, which is none
             raise BundleError(f"tokenizer.json: {error}") from error
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens

@@ -108,6 +108,10 @@ def one_segment(folder: Path) -> None:
     config(type_vocab_size=1)(folder)
 
 
+def another_format(folder: Path) -> None:
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "tf"})
+
+
 def rename_weights(name: str) -> Damage:
     return lambda folder: (folder / "model.safetensors").rename(folder / name)
 
@@ -118,6 +122,7 @@ def move_below(folder: Path) -> None:
 
 
 HEAD = "qa_outputs.weight"
+KEYS = "distilbert.transformer.layer.1.attention.k_lin.weight"
 
 # Each damage to a tiny DistilBERT checkpoint, and what the refusal must say.
 REFUSALS: dict[str, tuple[Damage, str | None]] = {
@@ -143,8 +148,31 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
     "heads true": (config(n_heads=True), "found n_heads True in config.json"),
     "8-bit head": (
         tensors(lambda values: values.update({HEAD: values[HEAD].to(torch.float8_e4m3fn)})),
-        "found weights of torch.float8_e4m3fn",
+        r"found weights of type F8_E4M3 \(qa_outputs.weight\); needed are floats",
     ),
+    "integers": (
+        tensors(lambda values: values.update({MIDDLE: values[MIDDLE].to(torch.int8)})),
+        rf"found weights of type I8 \({MIDDLE}\)",
+    ),
+    "no bias of the head": (
+        tensors(lambda values: values.pop("qa_outputs.bias")),
+        r"without a question-answering head \(no tensor qa_outputs.bias\)$",
+    ),
+    "of TensorFlow": (another_format, r"model\.safetensors: found weights in the format 'tf'; needed are PyTorch's"),
+    "fewer words": (
+        config(vocab_size=100),
+        r"found vocab_size 100 in config.json, and distilbert\.\S+ of \[30522, 32\]",
+    ),
+    "keys that are queries": (
+        tensors(lambda values: values.update({KEYS: values[KEYS.replace("k_lin", "q_lin")].clone()})),
+        rf"found the same weights in \S+layer\.1\S+ and {KEYS}; needed are query, key",
+    ),
+    "input without names": (edit("tokenizer_config.json", model_input_names=None), "the tokenizer cannot be used"),
+    "no unknown word": (
+        both(remove("tokenizer.json"), write("vocab.txt", b"[PAD]\n[CLS]\n[SEP]\n[MASK]\nfox\n")),
+        "the tokenizer cannot be used",
+    ),
+    "no word": (both(remove("tokenizer.json"), write("vocab.txt", b"")), "the tokenizer cannot be used"),
     "no tokenizer": (remove("tokenizer.json", "vocab.txt"), "no tokenizer; needed is tokenizer.json or vocab.txt"),
     "broken tokenizer": (write("tokenizer.json", b"{"), "the tokenizer cannot be read"),
     "other tokenizer, vocabulary alone": (
@@ -156,8 +184,8 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         both(add_token, config(vocab_size=...)),
         r"the tokenizer has ids up to 30522 \('zzyzx'\), the model's vocabulary has 30522",
     ),
-    "three labels": (three_labels, "num_labels should be 2, but it is 3"),
-    "other width": (config(dim=64), "size mismatch"),
+    "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
+    "other width": (config(dim=64), r"found dim 64 in config.json, and \S+ of \[30522, 32\]"),
     "more layers": (config(n_layers=500), "found n_layers 500 in config.json, and weights of 2 layers"),
     "fewer layers": (config(n_layers=1), "found n_layers 1 in config.json, and weights of 2 layers"),
     "many tensors missing": (
@@ -194,9 +222,9 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         "the tokenizer has no sep_token",
     ),
     "a byte order mark": (write("config.json", b"\xef\xbb\xbf{}"), "no readable config.json .*BOM"),
-    "heads do not divide": (config(n_heads=5), "n_heads"),
+    "heads do not divide": (config(n_heads=5), "found dim 32 and n_heads 5 in config.json; needed are heads of equal"),
     "no heads": (config(n_heads=0), None),
-    "width a word": (config(dim="wide"), None),
+    "width a word": (config(dim="wide"), "found dim 'wide' in config.json; needed is an integer"),
     "type a list": (config(model_type=["bert"]), "needed is one of bert, distilbert"),
     "architecture a number": (config(model_type="gpt2", architectures=5), "needed is one of bert, distilbert"),
     "quantised": (
@@ -236,7 +264,12 @@ BERT_REFUSALS: dict[str, tuple[Damage, str]] = {
     "approximate gelu": (config(hidden_act="gelu_new"), "found the activation 'gelu_new'"),
     "relative positions": (config(position_embedding_type="relative_key"), "'relative_key' position embeddings"),
     "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
-    "other width": (config(hidden_size=64), "size mismatch"),
+    "other width": (config(hidden_size=64), "found hidden_size 64 in config.json"),
+    "input without names": (edit("tokenizer_config.json", model_input_names=None), "the tokenizer cannot be used"),
+    "no unknown word": (
+        both(remove("tokenizer.json"), write("vocab.txt", b"[PAD]\n[CLS]\n[SEP]\n[MASK]\nfox\n")),
+        "the tokenizer cannot be used",
+    ),
     "one segment": (one_segment, "the tokenizer tells of 2 token types, the model has 1"),
 }
 
@@ -363,6 +396,7 @@ def other_weights_beside(folder: Path) -> None:
 HARMLESS: dict[str, Damage] = {
     "other weights beside": other_weights_beside,
     "other tensors beside": tensors(lambda values: values.update({"teacher.layer.9.weight": torch.ones(2)})),
+    "another model beside": tensors(lambda values: values.update({"bert.encoder.layer.9.x.weight": torch.ones(2)})),
     "a count of other models": config(encoder_layers=9),
     "code for another task": config(auto_map={"AutoModelForSequenceClassification": "a.B"}),
 }
