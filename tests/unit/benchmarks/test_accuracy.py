@@ -9,7 +9,7 @@ import pytest
 from benchmarks.accuracy import Workshop, static_steps, stock_recipes
 from transformers import AutoModelForQuestionAnswering
 
-_LAYERS, _WINDOWS = 2, 8
+_LAYERS, _WINDOWS = 1, 8
 
 
 @pytest.fixture(scope="module")

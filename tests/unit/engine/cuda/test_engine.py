@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -48,10 +48,20 @@ def in_place(cpu_as_gpu: Any, twin: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cuda, "_median_s", lambda ways, windows: [2.0, 1.0])
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[list[CudaEngine]]:
+    """Opening one takes seconds."""
+    engines: list[CudaEngine] = []
+    yield engines
+    engines.clear()
+
+
 @pytest.fixture
-def engine(gpu_bundle: Path, in_place: None) -> CudaEngine:
-    """One that takes the CPU for a GPU."""
-    return opened(gpu_bundle)
+def engine(gpu_bundle: Path, in_place: None, kept: list[CudaEngine]) -> CudaEngine:
+    """One that takes the CPU for a GPU. Tests must not change it."""
+    if not kept:
+        kept.append(opened(gpu_bundle))
+    return kept[0]
 
 
 def opened(gpu_bundle: Path) -> CudaEngine:
@@ -183,7 +193,7 @@ def test_without_a_session_for_graphs_there_are_none(
 
 
 def test_sizes_that_memory_has_no_room_for_are_left_out(
-    engine: CudaEngine, gpu_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Lane.run
 
@@ -208,9 +218,10 @@ def test_a_gpu_without_room_for_any_run_is_refused(
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [5]])
 def test_a_gpu_that_fails_on_everything_is_lost(
-    lengths: list[int], engine: CudaEngine, monkeypatch: pytest.MonkeyPatch
+    lengths: list[int], gpu_bundle: Path, in_place: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And no request is blamed for it: the lane dies, and with it the server."""
+    engine = opened(gpu_bundle)
     monkeypatch.setattr(Lane, "run", failing)
     with pytest.raises(DeviceLost, match=r"fails on everything .*error 700"):
         engine.run(windows(lengths))
