@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distilqa.errors import MissingDependency
+from distilqa.errors import MissingDependency, SettingsError
 from distilqa.server.app import make_server
 from distilqa.server.processes.parent import Processes
 from distilqa.server.settings import ServerSettings
@@ -31,4 +31,11 @@ async def test_several_say_at_once_what_their_children_would_miss(
 async def test_also_where_what_it_is_part_of_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distilqa.server.app._CHILDREN_NEED", ("nowhere.at_all",))
     with pytest.raises(MissingDependency, match="'nowhere'"):
+        make_server(ServerSettings(bundle=Path("bundle"), processes=2))
+
+
+async def test_several_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they share is not to be had elsewhere, on macOS say."""
+    monkeypatch.delattr("os.memfd_create")
+    with pytest.raises(SettingsError, match="^processes: several processes need Linux$"):
         make_server(ServerSettings(bundle=Path("bundle"), processes=2))
