@@ -37,5 +37,5 @@ async def test_also_where_what_it_is_part_of_is_missing(monkeypatch: pytest.Monk
 async def test_several_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they share is not to be had elsewhere, on macOS say."""
     monkeypatch.delattr("os.memfd_create")
-    with pytest.raises(SettingsError, match="^processes: several processes need Linux$"):
+    with pytest.raises(SettingsError, match=r"^processes: several processes need Linux$"):
         make_server(ServerSettings(bundle=Path("bundle"), processes=2))
