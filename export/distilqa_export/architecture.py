@@ -29,18 +29,21 @@ _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForQuestionAnswering"}
 _HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 _OUTPUTS = 2
 
-# Frameworks whose tensors are as PyTorch's; and the types that become float32.
-_FORMATS = (None, "pt", "mlx")
+# Frameworks whose tensors are as PyTorch's, as the metadata of a file of weights names them; and the types that become
+# float32.
+_FORMATS = ("pt", "mlx")
 _TYPES = ("F64", "F32", "F16", "BF16")
 
 
 class _Kind(NamedTuple):
     """A type of models that can be exported.
 
-    ``counts`` are the config's keys for sizes. ``shapes`` has of tensors the keys that give their sizes.
+    ``sizes`` are the config's, with what they are where it does not say; ``aliases`` other keys for them, which count
+    more. ``shapes`` are those of some tensors, in these sizes.
     """
 
-    counts: tuple[str, ...]
+    sizes: dict[str, int]
+    aliases: dict[str, str]
     heads: str
     layers: str
     activation: str
@@ -49,8 +52,11 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "bert": _Kind(
-        ("num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size",
-         "max_position_embeddings", "type_vocab_size"),
+        {
+            "num_attention_heads": 12, "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072,
+            "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+        },
+        {},
         "num_attention_heads",
         "num_hidden_layers",
         "hidden_act",
@@ -62,8 +68,11 @@ _KINDS = {
         },
     ),
     "distilbert": _Kind(
-        ("n_heads", "n_layers", "num_attention_heads", "num_hidden_layers", "dim", "hidden_dim", "vocab_size",
-         "max_position_embeddings"),
+        {
+            "n_heads": 12, "n_layers": 6, "dim": 768, "hidden_dim": 3072, "vocab_size": 30522,
+            "max_position_embeddings": 512,
+        },
+        {"n_heads": "num_attention_heads", "n_layers": "num_hidden_layers", "dim": "hidden_size"},
         "n_heads",
         "n_layers",
         "activation",
@@ -95,11 +104,9 @@ def check_architecture(config: dict[str, Any], weights: list[Path]) -> None:
     _check_config(config, _KINDS[type])
     tensors = _read_tensors(weights)
     _check_names(found, f"{type}.", set(tensors))
-    _check_sizes(config, _KINDS[type], tensors)
-    layers = len({one[2] for one in map(_LAYER.match, tensors) if one and one[1] == type})
-    for name in (one for one in _KINDS[type].counts if one.endswith("layers") and one in config):
-        if config[name] != layers:
-            raise CheckpointError(f"found {name} {config[name]} in config.json, and weights of {layers} layers")
+    _check_types(type, tensors)
+    layers = {one[2] for one in map(_LAYER.match, tensors) if one and one[1] == type}
+    _check_sizes(_Sizes(config, _KINDS[type]), tensors, len(layers))
 
 
 def _check_config(config: dict[str, Any], kind: _Kind) -> None:
@@ -118,10 +125,10 @@ def _check_config(config: dict[str, Any], kind: _Kind) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
-    for name in kind.counts:
-        count = config.get(name, 1)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise CheckpointError(f"found {name} {count!r} in config.json; needed is an integer of 1 or more")
+    for name in (*kind.sizes, *kind.aliases.values()):
+        size = config.get(name, 1)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise CheckpointError(f"found {name} {size!r} in config.json; needed is an integer of 1 or more")
 
 
 def _read_tensors(weights: list[Path]) -> dict[str, _Tensor]:
@@ -130,13 +137,14 @@ def _read_tensors(weights: list[Path]) -> dict[str, _Tensor]:
     for path in weights:
         try:
             with safe_open(path, framework="np") as file:
-                format = (file.metadata() or {}).get("format")
+                metadata = file.metadata()
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
                 tensors |= {name: _Tensor(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is not a readable safetensors file ({error})") from error
-        if format not in _FORMATS:
-            raise CheckpointError(f"{path}: found weights in the format {format!r:.100}; needed are PyTorch's ('pt')")
+        # transformers wants none of shards.
+        if len(weights) == 1 and metadata is not None and (format := metadata.get("format")) not in _FORMATS:
+            raise CheckpointError(f"{path}: found metadata with the format {format!r:.100}; needed is PyTorch's, 'pt'")
     return tensors
 
 
@@ -146,7 +154,7 @@ def _check_names(found: str, prefix: str, names: set[str]) -> None:
         others = sorted(name for name in names.difference(_HEAD) if name.endswith(_HEAD))
         hint = f"; found {listed(others)}, under names that are not transformers' own" if others else ""
         raise CheckpointError(
-            f"found {found} without a question-answering head (no tensor {' and '.join(missing)}){hint}"
+            f"found {found} without a question-answering head (no tensor {' or '.join(missing)}){hint}"
         )
     if not any(name.startswith(prefix) for name in names):
         raise CheckpointError(
@@ -154,26 +162,55 @@ def _check_names(found: str, prefix: str, names: set[str]) -> None:
         )
 
 
-def _check_sizes(config: dict[str, Any], kind: _Kind, tensors: dict[str, _Tensor]) -> None:
-    """Refuse tensors of types that are no weights', and of other sizes than the config says."""
-    if other := sorted(name for name, tensor in tensors.items() if tensor.type not in _TYPES and _counts(name)):
+def _check_types(type: str, tensors: dict[str, _Tensor]) -> None:
+    """Refuse weights that are none, of the layers, the embeddings and the head: others are not read."""
+    read = (f"{type}.embeddings.", *_HEAD)
+    other = sorted(
+        name
+        for name, tensor in tensors.items()
+        if tensor.type not in _TYPES
+        and name.endswith(("weight", "bias"))  # the numbers of positions are saved too
+        and (name.startswith(read) or ((layer := _LAYER.match(name)) and layer[1] == type))
+    )
+    if other:
         raise CheckpointError(f"found weights of type {tensors[other[0]].type} ({listed(other)}); needed are floats")
-    (outputs, *_) = tensors[_HEAD[0]].shape or (0,)
-    if outputs != _OUTPUTS:
-        raise CheckpointError(f"the head has {outputs} outputs; needed are {_OUTPUTS}, start and end")
-    for name, keys in kind.shapes.items():
-        sizes = tensors[name].shape if name in tensors else ()
-        for key, size in zip(keys, sizes, strict=False):
-            if config.get(key, size) != size:
-                raise CheckpointError(f"found {key} {config[key]} in config.json, and {name} of {list(sizes)}")
-    hidden = next(iter(kind.shapes.values()))[1]
-    if hidden in config and kind.heads in config and config[hidden] % config[kind.heads]:
+
+
+class _Sizes:
+    """The sizes that a config gives, by their names."""
+
+    def __init__(self, config: dict[str, Any], kind: _Kind) -> None:
+        self._config, self.kind = config, kind
+
+    def __getitem__(self, name: str) -> int:
+        size: int = self._config.get(self._key(name), self.kind.sizes[name])
+        return size
+
+    def told(self, name: str) -> str:
+        """What there is of it, for people."""
+        key = self._key(name)
+        return f"{key} {self[name]} in config.json" if key in self._config else f"{key} {self[name]} (by default)"
+
+    def _key(self, name: str) -> str:
+        alias = self.kind.aliases.get(name, name)
+        return alias if alias in self._config else name
+
+
+def _check_sizes(sizes: _Sizes, tensors: dict[str, _Tensor], layers: int) -> None:
+    """Refuse tensors of other sizes than the config says."""
+    weight, bias = (tensors[name].shape for name in _HEAD)
+    if weight[:1] != (_OUTPUTS,) or bias != (_OUTPUTS,):
+        found = f"{list(weight)} and {list(bias)}"
+        raise CheckpointError(f"the head has tensors of {found}; needed are {_OUTPUTS} outputs, start and end")
+    for name, keys in sizes.kind.shapes.items():
+        shape = tensors[name].shape if name in tensors else ()
+        for key, size in zip(keys, shape, strict=False):
+            if sizes[key] != size:
+                raise CheckpointError(f"found {sizes.told(key)}, and {name} of {list(shape)}")
+    if sizes[sizes.kind.layers] != layers:
+        raise CheckpointError(f"found {sizes.told(sizes.kind.layers)}, and weights of {layers} layers")
+    _, hidden = next(iter(sizes.kind.shapes.values()))
+    if sizes[hidden] % sizes[sizes.kind.heads]:
         raise CheckpointError(
-            f"found {hidden} {config[hidden]} and {kind.heads} {config[kind.heads]} in config.json; needed are heads"
-            " of equal size"
+            f"found {sizes.told(hidden)} and {sizes.told(sizes.kind.heads)}; needed are heads of equal size"
         )
-
-
-def _counts(name: str) -> bool:
-    """Whether it is a weight: the numbers of positions are saved too."""
-    return name.endswith(("weight", "bias"))

@@ -185,15 +185,17 @@ def _check_tokenizer(folder: Path, is_cached: bool) -> None:
     whole, words, settings = (folder / name for name in ("tokenizer.json", "vocab.txt", _TOKENIZER))
     if not whole.is_file() and not words.is_file():
         raise CheckpointError(f"{folder}: no tokenizer; needed is tokenizer.json or vocab.txt")
-    if settings.is_file():
-        side = _read_object(settings).get("padding_side", "right")
-        if side != "right":
-            raise CheckpointError(
-                f"{folder}: found the padding side {side!r:.100}, with which transformers puts the passage before the"
-                " question; needed is 'right'"
-            )
-    elif is_cached and not whole.is_file():  # what vocab.txt alone leaves open, whether case counts say
+    if is_cached and not whole.is_file() and not settings.is_file():  # which say whether case counts
         raise CheckpointError(f"{folder}: neither tokenizer.json nor {_TOKENIZER}")
+    padding = _read_object(whole).get("padding") if whole.is_file() else None
+    side = padding.get("direction") if isinstance(padding, dict) else "right"
+    if settings.is_file():
+        side = _read_object(settings).get("padding_side", side)
+    if str(side).lower() != "right":
+        raise CheckpointError(
+            f"{folder}: found the padding side {side!r:.100}, with which transformers puts the passage before the"
+            " question; needed is 'right'"
+        )
 
 
 def _check_whole(folder: Path) -> None:
@@ -204,6 +206,8 @@ def _check_whole(folder: Path) -> None:
             " into (peft's merge_and_unload, and save_pretrained)"
         )
     for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
+        if not path.exists():
+            raise CheckpointError(f"{path}: is a link to a file that is not there")
         with suppress(OSError), path.open("rb") as file:
             if file.read(len(_LFS)) == _LFS:
                 raise CheckpointError(f"{path}: is a pointer to a file that git-lfs has not fetched (git lfs pull)")

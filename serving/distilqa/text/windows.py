@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from unicodedata import category
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from distilqa.errors import BundleError, InvalidRequest
+from distilqa.errors import BundleError, InferenceFailed, InvalidRequest
 from distilqa.text.arrays import Bool, Int64
 from distilqa.text.request import check_text
 
@@ -110,18 +111,19 @@ class Windower:
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int) -> None:
         try:
-            self._cls, self._sep = _roles(tokenizer_json)
-            content = json.loads(tokenizer_json)
-            for token in content.get("added_tokens") or ():
-                token["special"] = token["id"] in (self._cls, self._sep)
-            tokenizer = Tokenizer.from_str(json.dumps(content))
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-            tokenizer.encode_special_tokens = True  # as what they are: characters
-            tokenizer.encode(_UNKNOWN_WORD)
-        except (BundleError, KeyboardInterrupt):
+            with no_panic():
+                self._cls, self._sep = _roles(tokenizer_json)
+                content = json.loads(tokenizer_json)
+                for token in content.get("added_tokens") or ():
+                    token["special"] = token["id"] in (self._cls, self._sep)
+                tokenizer = Tokenizer.from_str(json.dumps(content))
+                tokenizer.no_padding()
+                tokenizer.no_truncation()
+                tokenizer.encode_special_tokens = True  # as what they are: characters
+                tokenizer.encode(_UNKNOWN_WORD)
+        except BundleError:
             raise
-        except BaseException as error:  # of tokenizers bare Exception, and PanicException, which is none
+        except Exception as error:  # tokenizers raises bare Exception, also where no token is for unknown words
             raise BundleError(f"tokenizer.json: {error}") from error
         self._tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -137,7 +139,8 @@ class Windower:
         words is passed over where another has some.
         Raises InvalidRequest for an empty question or list of passages, passages without words, a question of more than
         ``max_question_tokens`` (128, or what leaves room for the passage) or 4,096 characters, text that is not valid
-        Unicode (lone surrogates), a stride out of range, and more than ``max_windows`` windows.
+        Unicode (lone surrogates), a stride out of range, and more than ``max_windows`` windows; InferenceFailed
+        where the tokenizer's library fails.
         """
         question_ids = self._question_ids(question)
         if not passages:
@@ -188,8 +191,20 @@ class Windower:
 
     def _encode(self, text: str) -> Encoding:
         # A batch of one, because that alone lets other threads run meanwhile: the server's event loop, say.
-        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        with no_panic():
+            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return encoding
+
+
+@contextmanager
+def no_panic() -> Iterator[None]:
+    """What `tokenizers` may panic with is no Exception, so that nobody would catch it: make it InferenceFailed."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InferenceFailed("the tokenizer failed") from error
 
 
 def _roles(tokenizer_json: str) -> tuple[int, int]:

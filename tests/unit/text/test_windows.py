@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 from unicodedata import category
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordLevel
 
-from distilqa.errors import BundleError, InvalidRequest
+from distilqa.errors import BundleError, InferenceFailed, InvalidRequest
 from distilqa.text.windows import MAX_ANSWER_CHARACTERS, MAX_QUESTION_TOKENS, Tokenized, Windower, count_windows, cut
 
 # Window lengths that are tried; the last is that of the bundles.
@@ -369,3 +370,25 @@ def test_tokenizer_without_special_tokens(missing: str) -> None:
     with pytest.raises(BundleError) as caught:
         Windower(Tokenizer(WordLevel(vocabulary, unk_token="[UNK]")).to_str(), max_tokens=384)
     assert missing in str(caught.value)
+
+
+class PanicException(BaseException):
+    """Of Rust's code in `tokenizers`, by this name."""
+
+
+def test_a_panic_of_the_tokenizer_is_an_error(windower: Windower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a call would have no reply. All others pass."""
+
+    class Panicking:
+        def __init__(self, error: type[BaseException]) -> None:
+            self.error = error
+
+        def encode_batch(self, *_: Any, **__: Any) -> None:
+            raise self.error("no such range")
+
+    monkeypatch.setattr(windower, "_tokenizer", Panicking(PanicException))
+    with pytest.raises(InferenceFailed, match="the tokenizer failed"):
+        windower.tokenize("Who?", ["A fox."])
+    monkeypatch.setattr(windower, "_tokenizer", Panicking(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        windower.tokenize("Who?", ["A fox."])

@@ -108,8 +108,25 @@ def one_segment(folder: Path) -> None:
     config(type_vocab_size=1)(folder)
 
 
-def another_format(folder: Path) -> None:
-    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "tf"})
+def metadata(**entries: str) -> Damage:
+    def damage(folder: Path) -> None:
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", entries)
+
+    return damage
+
+
+def link_to_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("blob")
+
+
+def padded_on_the_left(folder: Path) -> None:
+    """As a tokenizer is saved after it has padded so."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    side = {"strategy": "BatchLongest", "direction": "Left", "pad_to_multiple_of": None}
+    tokenizer["padding"] = side | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    edit("tokenizer_config.json", padding_side=...)(folder)
 
 
 def rename_weights(name: str) -> Damage:
@@ -158,7 +175,18 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         tensors(lambda values: values.pop("qa_outputs.bias")),
         r"without a question-answering head \(no tensor qa_outputs.bias\)$",
     ),
-    "of TensorFlow": (another_format, r"model\.safetensors: found weights in the format 'tf'; needed are PyTorch's"),
+    "of TensorFlow": (metadata(format="tf"), r"found metadata with the format 'tf'; needed is PyTorch's, 'pt'"),
+    "metadata of others": (metadata(total="1"), r"found metadata with the format None; needed is PyTorch's, 'pt'"),
+    "another name for the width": (
+        config(hidden_size=64),
+        r"found hidden_size 64 in config.json, and \S+ of \[30522, 32\]",
+    ),
+    "no width": (config(dim=...), r"found dim 768 \(by default\), and \S+ of \[30522, 32\]"),
+    "a link to nothing": (
+        link_to_nothing,
+        "model.safetensors: is a link to a file that is not there",
+    ),
+    "padded on the left, once": (padded_on_the_left, "found the padding side 'Left'"),
     "fewer words": (
         config(vocab_size=100),
         r"found vocab_size 100 in config.json, and distilbert\.\S+ of \[30522, 32\]",
@@ -174,7 +202,8 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
     ),
     "no word": (both(remove("tokenizer.json"), write("vocab.txt", b"")), "the tokenizer cannot be used"),
     "no tokenizer": (remove("tokenizer.json", "vocab.txt"), "no tokenizer; needed is tokenizer.json or vocab.txt"),
-    "broken tokenizer": (write("tokenizer.json", b"{"), "the tokenizer cannot be read"),
+    "broken tokenizer": (write("tokenizer.json", b"{"), "no readable tokenizer.json"),
+    "no tokenizer in it": (write("tokenizer.json", b"{}"), "the tokenizer cannot be read"),
     "other tokenizer, vocabulary alone": (
         both(edit("tokenizer_config.json", tokenizer_class="Nobodys"), remove("tokenizer.json")),
         "the tokenizer cannot be read",
@@ -184,7 +213,7 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         both(add_token, config(vocab_size=...)),
         r"the tokenizer has ids up to 30522 \('zzyzx'\), the model's vocabulary has 30522",
     ),
-    "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
+    "three labels": (three_labels, r"the head has tensors of \[3, 32\] and \[3\]; needed are 2 outputs"),
     "other width": (config(dim=64), r"found dim 64 in config.json, and \S+ of \[30522, 32\]"),
     "more layers": (config(n_layers=500), "found n_layers 500 in config.json, and weights of 2 layers"),
     "fewer layers": (config(n_layers=1), "found n_layers 1 in config.json, and weights of 2 layers"),
@@ -222,7 +251,10 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         "the tokenizer has no sep_token",
     ),
     "a byte order mark": (write("config.json", b"\xef\xbb\xbf{}"), "no readable config.json .*BOM"),
-    "heads do not divide": (config(n_heads=5), "found dim 32 and n_heads 5 in config.json; needed are heads of equal"),
+    "heads do not divide": (
+        config(n_heads=5),
+        "found dim 32 in config.json and n_heads 5 in config.json; needed are heads",
+    ),
     "no heads": (config(n_heads=0), None),
     "width a word": (config(dim="wide"), "found dim 'wide' in config.json; needed is an integer"),
     "type a list": (config(model_type=["bert"]), "needed is one of bert, distilbert"),
@@ -263,7 +295,7 @@ BERT_REFUSALS: dict[str, tuple[Damage, str]] = {
     "relu": (config(hidden_act="relu"), "found the activation 'relu'"),
     "approximate gelu": (config(hidden_act="gelu_new"), "found the activation 'gelu_new'"),
     "relative positions": (config(position_embedding_type="relative_key"), "'relative_key' position embeddings"),
-    "three labels": (three_labels, "the head has 3 outputs; needed are 2"),
+    "three labels": (three_labels, r"the head has tensors of \[3, 32\] and \[3\]; needed are 2 outputs"),
     "other width": (config(hidden_size=64), "found hidden_size 64 in config.json"),
     "input without names": (edit("tokenizer_config.json", model_input_names=None), "the tokenizer cannot be used"),
     "no unknown word": (
@@ -396,6 +428,11 @@ def other_weights_beside(folder: Path) -> None:
 HARMLESS: dict[str, Damage] = {
     "other weights beside": other_weights_beside,
     "other tensors beside": tensors(lambda values: values.update({"teacher.layer.9.weight": torch.ones(2)})),
+    "integers beside": tensors(
+        lambda values: values.update(
+            {"teacher.x.weight": torch.ones(2, dtype=torch.int8), "bert.pooler.bias": torch.ones(2, dtype=torch.bool)}
+        )
+    ),
     "another model beside": tensors(lambda values: values.update({"bert.encoder.layer.9.x.weight": torch.ones(2)})),
     "a count of other models": config(encoder_layers=9),
     "code for another task": config(auto_map={"AutoModelForSequenceClassification": "a.B"}),
