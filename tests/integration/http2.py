@@ -12,6 +12,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+from h2.connection import ConnectionState
 
 from distilqa_protos.v1 import SERVICE
 
@@ -91,6 +92,8 @@ class Peer:
                 frame = head + await self._reader.readexactly(int.from_bytes(head[:3], "big"))
                 with suppress(h2.exceptions.ProtocolError):
                     self.events += self.h2.receive_data(frame)
+                if self.h2.state_machine.state is ConnectionState.CLOSED:  # by a GOAWAY, after which calls go on
+                    self.h2.state_machine.state = ConnectionState.CLIENT_OPEN
                 self._came.set()
                 if self.answers_pings:
                     self.send()

@@ -237,6 +237,21 @@ async def test_a_reply_that_is_not_taken_keeps_nobody_waiting(bundle: Path) -> N
         assert time.monotonic() - began < 2 + timeouts.CLOSE_S + 4 * timeouts.SEND_S
 
 
+async def test_a_reply_that_is_taken_slowly_is_waited_for_at_a_stop(bundle: Path) -> None:
+    """As long as calls in flight are, but for a few seconds at most."""
+    async with held_server(bundle) as (server, engine), connected(server.address, window=0) as peer:
+        engine.release.set()
+        call = peer.call("Answer", data=REQUEST, end=True)
+        while not server.calls.outcomes:
+            await asyncio.sleep(0.01)
+        stopping = asyncio.create_task(server.stop(30))
+        await asyncio.sleep(1.5 * timeouts.SEND_S)
+        peer.h2.increment_flow_control_window(1000, call)
+        peer.send()
+        assert await peer.status(call) == ("0", "")
+        await stopping
+
+
 async def test_an_idle_stream_is_ended(bundle: Path) -> None:
     """But not one whose requests are worked on."""
     async with held_server(bundle, stream_idle_s=0.5, max_requests=2) as (server, engine):
@@ -301,6 +316,9 @@ async def test_a_watcher_is_told_of_each_change(bundle: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         server._break()
         assert (await watcher.read()).status == NOT_SERVING
+        await server.stop(0)
+        assert await watcher.code() is grpc.StatusCode.UNAVAILABLE
+        assert await watcher.details() == "the server is stopping"
 
 
 async def test_a_watcher_who_does_not_read_keeps_nobody_waiting(bundle: Path) -> None:

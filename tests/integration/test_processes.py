@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -326,6 +327,7 @@ class TestReplacing:
         assert child is not None
         with monkeypatch.context() as patched:
             patched.setattr(subprocess, "Popen", refuse)
+            patched.setattr(threading.Thread, "start", refuse)
             os.kill(child.pid, signal.SIGKILL)
             async with asyncio.timeout(GUARD_S):
                 while "a process could not be started, which is tried again" not in caplog.messages:

@@ -70,6 +70,16 @@ async def test_what_has_no_permit_is_not_looked_into(bundle: Path) -> None:
     assert code_pb2.Code.Name(replies["bytes"].status.code) == "RESOURCE_EXHAUSTED"
 
 
+async def test_a_request_of_all_bytes_that_there_may_be(bundle: Path) -> None:
+    """Its id, and what frames it, come on top."""
+    request = item("x" * 256, passage=" ".join([PASSAGE] * 20))
+    size = request.request.ByteSize()
+    async with held_server(bundle, max_request_bytes=size, max_bytes=size) as (server, engine):
+        engine.release.set()
+        replies = await asyncio.to_thread(exchange, server.address, [request])
+    assert "lazy dog" in replies["x" * 256].response.answers[0].text
+
+
 def test_a_bad_request_ends_itself_alone(target: str) -> None:
     bad: dict[str, tuple[pb.AnswerStreamRequest | bytes, str, str]] = {
         "empty": (item("empty", question=""), "INVALID_ARGUMENT", "question: is empty"),

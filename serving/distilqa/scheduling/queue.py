@@ -43,7 +43,7 @@ class Runner(Protocol):
     async def run(self, windows: Sequence[Int64], *, deadline: float | None = None) -> list[WindowResult]:
         """What each of a request's windows gives."""
 
-    def close(self, reason: str) -> None:
+    async def close(self, reason: str) -> None:
         """Run nothing more; what waits ends as Unavailable, for that reason."""
 
 

@@ -23,6 +23,9 @@ from distilqa.text.arrays import Int64
 # How much what was learnt before counts at the next run.
 _MEMORY = 31 / 32
 
+# How often it is looked whether the lanes have ended.
+_LOOK_S = 0.005
+
 logger = logging.getLogger(__name__)
 
 
@@ -80,11 +83,11 @@ class Scheduler:
             with self._changed:
                 self._queue.remove(job)
 
-    def close(self, reason: str = "the server is stopping") -> None:
+    async def close(self, reason: str = "the server is stopping") -> None:
         """Let the lanes finish what they run, drop what is queued, and end them."""
         self._shut(reason)
-        for lane in self._lanes:
-            lane.join()
+        while any(lane.is_alive() for lane in self._lanes):  # noqa: ASYNC110 (to join them would take a thread)
+            await asyncio.sleep(_LOOK_S)
 
     def _admit(self, windows: int, remaining_s: float | None) -> None:
         """Raises Overloaded."""

@@ -57,6 +57,11 @@ class Permits:
         return int(self._own[_REQUESTS])
 
     @property
+    def own_streams(self) -> int:
+        """How many this process has open."""
+        return int(self._own[_STREAMS])
+
+    @property
     def bytes(self) -> int:
         """How many bytes they have."""
         return int(self._all[:, _BYTES].sum())

@@ -6,9 +6,9 @@ import asyncio
 import gc
 import logging
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any
 
 import grpc
@@ -26,8 +26,8 @@ from distilqa.server.reflection import Reflection
 from distilqa.server.service import Limits, QuestionAnswering, Served, handlers
 from distilqa.server.settings import LONGEST_S, ServerSettings
 from distilqa.server.statuses import Calls, Messages
-from distilqa.server.tasks import first_of, in_thread
-from distilqa.server.timeouts import CLOSE_S, REFUSE_S, SEND_S
+from distilqa.server.tasks import first_of
+from distilqa.server.timeouts import CLOSE_S, REFUSE_S, SEND_S, TAKE_S
 from distilqa.server.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -157,22 +157,24 @@ class FrontEnd(ABC):
         self._tell_health()
         self._messages.give_up("the server is stopping")
         if self._service is not None:
+            until = time.monotonic() + grace_s
             drained = asyncio.create_task(self._permits.drain())
             await asyncio.sleep(REFUSE_S)
             leaving = asyncio.create_task(self._server.stop(math.inf))
             await first_of(drained, forced := asyncio.create_task(self._forced.wait()), timeout_s=grace_s)
             if not drained.done():
-                logger.warning(
-                    "not all calls were waited for", extra={"fields": {"requests": self._permits.own_requests}}
-                )
-            forced.cancel()
+                held = {"requests": self._permits.own_requests, "streams": self._permits.own_streams}
+                logger.warning("not all calls were waited for", extra={"fields": held})
             reason = "the server stopped before this was done"
             self._workers.close(reason)
-            closing = asyncio.create_task(in_thread(partial(self._runner.close, reason)))
-            await first_of(closing, timeout_s=CLOSE_S)
-            if not closing.done():
+            try:
+                await asyncio.wait_for(self._runner.close(reason), CLOSE_S)
+            except TimeoutError:
                 logger.error("a run has not ended, and is left behind")
             await first_of(drained, timeout_s=SEND_S)
+            self._health.close()  # or who watches would be waited for
+            await first_of(leaving, forced, timeout_s=max(SEND_S, min(TAKE_S, until - time.monotonic())))
+            forced.cancel()
             await self._server.stop(SEND_S)
             await first_of(drained, timeout_s=SEND_S)  # calls that this has cut off
             drained.cancel()

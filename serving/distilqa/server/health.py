@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from distilqa.errors import DistilqaError, Overloaded
+from distilqa.errors import DistilqaError, Overloaded, Unavailable
 from distilqa.server.statuses import Context, Messages, to_status
 from distilqa.server.wire import parse_small
 from distilqa_protos.v1 import SERVICE
@@ -36,11 +36,17 @@ class Health:
         self._watchers = 0
         self._status: int = _Reply.NOT_SERVING
         self._changed = asyncio.Event()  # another one after each change
+        self._closed = False
 
     def tell(self, can_answer: bool) -> None:
         self._status = _Reply.SERVING if can_answer else _Reply.NOT_SERVING
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    def close(self) -> None:
+        """End the calls of those who watch."""
+        self._closed = True
+        self._changed.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`.
@@ -84,6 +90,8 @@ class Health:
                 await context.write(_reply(status))
                 told = status
             await changed.wait()
+            if self._closed:
+                raise Unavailable("the server is stopping")
 
 
 def _or_status(method: Callable[[Context], Awaitable[bytes | None]]) -> Callable[[object, Context], Awaitable[Any]]:

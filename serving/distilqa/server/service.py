@@ -128,6 +128,7 @@ class QuestionAnswering:
                 async with asyncio.TaskGroup() as replies:
                     while raw := await _read(call, room, draining, work, self._limits.stream_idle_s):
                         work.begin(replies.create_task(self._reply(raw[0], call, room, sink)))
+                        del raw  # the next may take its time
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
@@ -205,7 +206,7 @@ class QuestionAnswering:
         id = call.log["id"] = stream_id(raw, _MAX_ID_CHARACTERS)
         try:
             self._check_size(len(raw), beside=_FRAMING_BYTES + 4 * _MAX_ID_CHARACTERS)
-            with self._permits.hold(len(raw)):
+            with self._permits.hold(min(len(raw), self._limits.request_bytes)):
                 read = partial(self._item, raw)
                 # At once, where the way to another thread and back would take longer.
                 item = read() if len(raw) <= SMALL_BYTES else await self._workers.run(read, len(raw))

@@ -8,8 +8,9 @@ CLOSE_S = 5.0
 # How long new calls are refused before connections are closed to them. gRPC's clients try again after 0.1 s at least.
 REFUSE_S = 0.05
 
-# How long the last replies may take to be sent.
+# How long the last replies may take to be sent, and, where there is time left, callers to take them.
 SEND_S = 1.0
+TAKE_S = 5.0
 
 # How often the log tells how calls have ended.
 TELL_S = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="text")
+        _begin_all(self._pool, threads + 1)
         self._threads = threads
         self._turns = cycle(range(_TURNS))
         self._waiting: dict[_Job, None] = {}  # the oldest first
@@ -93,3 +95,14 @@ class Workers:
             else:
                 job.done.set_result(ran.result())
         self._begin()
+
+
+def _begin_all(pool: ThreadPoolExecutor, threads: int) -> None:
+    """Begin a pool's threads, which it does as work comes; but then there may be none to be had."""
+    all_there = threading.Barrier(threads + 1)
+    try:
+        for _ in range(threads):
+            pool.submit(all_there.wait)
+        all_there.wait()
+    finally:
+        all_there.abort()

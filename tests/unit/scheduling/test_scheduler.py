@@ -134,7 +134,7 @@ async def schedulers(engine: FakeEngine) -> AsyncIterator[Callable[[int], Schedu
     for gate in engine.gates.values():
         gate.open()
     for scheduler in made:
-        await asyncio.wait_for(asyncio.to_thread(scheduler.close), GUARD_S)
+        await asyncio.wait_for(scheduler.close(), GUARD_S)
 
 
 @pytest.fixture
@@ -473,7 +473,7 @@ class TestAdmission:
             await finished(first)
             (third,) = await queued(scheduler.run([window(5), window(6)]))
         assert [labels(result) for result in await finished(second, third)] == [[3], [5, 6]]
-        await asyncio.to_thread(scheduler.close)
+        await scheduler.close()
 
     async def test_what_would_be_too_late_is_refused_at_once(
         self, scheduler: Scheduler, engine: FakeEngine, clock: list[float]
@@ -560,7 +560,7 @@ class TestDeath:
         await asyncio.wait_for(died.wait(), GUARD_S)
         with pytest.raises(Unavailable, match="broken"):
             await scheduler.run([window(3)])
-        await asyncio.wait_for(asyncio.to_thread(scheduler.close), GUARD_S)
+        await asyncio.wait_for(scheduler.close(), GUARD_S)
         (record,) = caplog.records
         assert record.levelname == "CRITICAL"
         assert record.exc_info is not None
@@ -576,7 +576,7 @@ class TestClose:
         before = lanes()
         scheduler = Scheduler(engine, lanes=number, max_queued_windows=1)  # type: ignore[arg-type]
         assert len(lanes() - before) == number
-        await asyncio.wait_for(asyncio.to_thread(scheduler.close), GUARD_S)
+        await asyncio.wait_for(scheduler.close(), GUARD_S)
         assert lanes() == before
 
     async def test_finishes_what_runs_and_drops_what_is_queued(self, scheduler: Scheduler, engine: FakeEngine) -> None:
@@ -585,7 +585,7 @@ class TestClose:
             scheduler.run([window(1)]), scheduler.run([window(2)]), scheduler.run([window(3, 30), window(4, 30)])
         )
         await gate.reached()
-        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+        closing = asyncio.create_task(scheduler.close())
         for dropped in await finished(*waiting):
             assert isinstance(dropped, Unavailable)
         assert not closing.done()
@@ -596,10 +596,10 @@ class TestClose:
 
     async def test_twice(self, scheduler: Scheduler) -> None:
         for _ in range(2):
-            await asyncio.wait_for(asyncio.to_thread(scheduler.close), GUARD_S)
+            await asyncio.wait_for(scheduler.close(), GUARD_S)
 
     async def test_a_request_that_comes_after_it_does_not_hang(self, scheduler: Scheduler, engine: FakeEngine) -> None:
-        await asyncio.wait_for(asyncio.to_thread(scheduler.close), GUARD_S)
+        await asyncio.wait_for(scheduler.close(), GUARD_S)
         (late,) = await queued(scheduler.run([window(1)]))
         for _ in range(10):
             await asyncio.create_task(nothing())

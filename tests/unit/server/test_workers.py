@@ -179,3 +179,19 @@ async def test_at_a_close_all_are_told(workers: Workers) -> None:
     assert [str(end) for end in ends if isinstance(end, Unavailable)] == ["it is time"] * 5
     for one in held:
         one.go_on.set()
+
+
+async def test_where_there_can_be_no_more_threads(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are there from the beginning."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    held = [Held() for _ in range(3)]
+    tasks = [asyncio.create_task(workers.run(one, 1)) for one in held]
+    while not all(one.began.is_set() for one in held):
+        await asyncio.sleep(0.01)
+    for one in held:
+        one.go_on.set()
+    await asyncio.gather(*tasks)

@@ -12,6 +12,7 @@ import multiprocessing
 import pickle
 import socket
 import sys
+from contextlib import suppress
 
 from distilqa.bundle import Bundle
 from distilqa.errors import DistilqaError
@@ -35,7 +36,7 @@ from distilqa.server.processes.control import (
 )
 from distilqa.server.processes.link import Link, Requests
 from distilqa.server.service import Served
-from distilqa.server.tasks import first_of, in_thread
+from distilqa.server.tasks import first_of
 from distilqa.server.timeouts import ALIVE_S, CLOSE_S
 from distilqa.text.windows import Windower
 
@@ -147,8 +148,8 @@ async def _have_model(begin: Beginning, control: Control) -> int:
     if dead.done():
         return 1
     await serving  # which raises why it can serve no more
-    closing = asyncio.create_task(in_thread(scheduler.close))
-    await first_of(closing, timeout_s=CLOSE_S)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(scheduler.close(), CLOSE_S)
     telling.cancel()
     await asyncio.wait((telling,))
     return 0

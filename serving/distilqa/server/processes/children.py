@@ -15,11 +15,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from distilqa.server.processes.control import Beginning, Control
-from distilqa.server.tasks import first_of, in_thread
 from distilqa.server.timeouts import CLOSE_S, SEND_S
 
 # What a child may take to end, beyond the time for calls in flight, before it is killed.
 LAST_S = CLOSE_S + 4 * SEND_S
+
+
+# How often it is looked whether one has ended.
+_LOOK_S = 0.02
 
 
 class Place:
@@ -64,12 +67,13 @@ class Child:
 
     async def end(self) -> int:
         """Wait for its end, which it has begun. Returns its exit status."""
-        ending = asyncio.create_task(in_thread(self._process.wait))
-        await first_of(ending, timeout_s=LAST_S)
-        if not ending.done():
-            self.kill()
+        until = time.monotonic() + LAST_S
+        while (status := self._process.poll()) is None:  # to wait for it would take a thread
+            if time.monotonic() > until:
+                self.kill()
+            await asyncio.sleep(_LOOK_S)
         self.control.close()
-        return await ending
+        return status
 
     def kill(self) -> None:
         self.killed = True

@@ -98,7 +98,7 @@ class Control:
 
     def send(self, message: object, *connections: socket.socket) -> None:
         """To nobody if the other end has gone, of which `receive` tells."""
-        with suppress(ConnectionError, BlockingIOError):  # the latter of one that reads nothing: it is as good as gone
+        with suppress(OSError):  # also of one that reads nothing: it is as good as gone
             socket.send_fds(self._own, [pickle.dumps(message)], [one.fileno() for one in connections])
 
     async def receive(self) -> tuple[object, list[socket.socket]] | None:

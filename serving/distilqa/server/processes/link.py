@@ -86,10 +86,10 @@ class Link:
             if self._asked.pop(number, None):  # the caller has left
                 frames.send(CANCEL, number)
 
-    def close(self, reason: str) -> None:
-        """Take no more, and fail what is not back yet. May be called from any thread."""
+    async def close(self, reason: str) -> None:
+        """Take no more, and fail what is not back yet."""
         self._closed = reason
-        self._loop.call_soon_threadsafe(self._fail_all, reason)
+        self._fail_all(reason)
 
     def _land(self, kind: int, number: int, content: memoryview) -> None:
         self._wait_s, self._queued_windows = unpack_queue(content)

@@ -140,7 +140,7 @@ class Processes:
         try:
             child = place.child = Child(place.name, begin)
         except OSError as error:  # there can be no more processes or files just now
-            if not self._started.done():
+            if not self._started.done() or self._started.exception():
                 raise
             wait_s = _wait_s(place, None)
             fields = {"process": place.name, "problem": str(error), "in_s": wait_s}

@@ -282,7 +282,7 @@ async def test_once_closed_nothing_is_run(front_end: FrontEnd) -> None:
     await front_end.connect(model)
     model.open.clear()
     asking = await begun(front_end.link.run(WINDOWS), model)
-    await asyncio.to_thread(front_end.link.close, "the server stopped before this was done")
+    await front_end.link.close("the server stopped before this was done")
     for task in (asking, asyncio.create_task(front_end.link.run(WINDOWS))):
         error = await failure(task)
         assert isinstance(error, Unavailable)
