@@ -245,7 +245,7 @@ async def test_a_reply_that_is_taken_slowly_is_waited_for_at_a_stop(bundle: Path
         while not server.calls.outcomes:
             await asyncio.sleep(0.01)
         stopping = asyncio.create_task(server.stop(30))
-        await asyncio.sleep(1.5 * timeouts.SEND_S)
+        await asyncio.sleep(timeouts.TAKE_S - timeouts.SEND_S)
         peer.h2.increment_flow_control_window(1000, call)
         peer.send()
         assert await peer.status(call) == ("0", "")
