@@ -181,6 +181,7 @@ class FrontEnd(ABC):
             await leaving
         else:
             await self._server.stop(SEND_S)
+            self._workers.close("the server is stopping")
         for task in list(self._tasks):
             task.cancel()
             await asyncio.wait((task,))

@@ -104,5 +104,6 @@ def _begin_all(pool: ThreadPoolExecutor, threads: int) -> None:
         for _ in range(threads):
             pool.submit(all_there.wait)
         all_there.wait()
-    finally:
+    except BaseException:
         all_there.abort()
+        raise
