@@ -484,7 +484,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused_before_any_work(make_tiny: M
         path.write_text(path.read_text(encoding="utf-8").replace("[SEP]", "[END]"), encoding="utf-8")
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     (folder / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}), encoding="utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer\.json: the vocabulary has no \[SEP\]"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer cannot be used \(the vocabulary has no \[SEP\]"):
         export(str(folder), tmp_path / "bundle", progress=steps.append)
     assert [step.split()[0] for step in steps] == ["load"]
     assert not (tmp_path / "bundle").exists()
