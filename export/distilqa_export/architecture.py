@@ -26,6 +26,9 @@ _NEEDED = {
 # Code of a checkpoint's own that would make another model of it.
 _OWN_CODE = {"AutoConfig", "AutoModel", "AutoModelForQuestionAnswering"}
 
+# Where weights are that are in one file.
+WEIGHTS = "model.safetensors"
+
 _HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 _OUTPUTS = 2
 
@@ -126,6 +129,8 @@ def _check_config(config: dict[str, Any], kind: _Kind) -> None:
     if positions != "absolute":
         raise CheckpointError(f"found {positions!r} position embeddings; needed are 'absolute' ones")
     for name in (*kind.sizes, *kind.aliases.values()):
+        if kind.aliases.get(name) in config:  # which counts alone
+            continue
         size = config.get(name, 1)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise CheckpointError(f"found {name} {size!r} in config.json; needed is an integer of 1 or more")
@@ -136,14 +141,15 @@ def _read_tensors(weights: list[Path]) -> dict[str, _Tensor]:
     tensors: dict[str, _Tensor] = {}
     for path in weights:
         try:
+            path.open("rb").close()  # of one that may not be read safetensors says that it is not there
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata()
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
                 tensors |= {name: _Tensor(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is not a readable safetensors file ({error})") from error
-        # transformers wants none of shards.
-        if len(weights) == 1 and metadata is not None and (format := metadata.get("format")) not in _FORMATS:
+        # In shards transformers takes tensors of any that it knows for PyTorch's.
+        if path.name == WEIGHTS and metadata is not None and (format := metadata.get("format")) not in _FORMATS:
             raise CheckpointError(f"{path}: found metadata with the format {format!r:.100}; needed is PyTorch's, 'pt'")
     return tensors
 

@@ -23,15 +23,14 @@ from huggingface_hub.errors import (
 )
 
 from distilqa.bundle import MANIFEST
-from distilqa_export.architecture import check_architecture
+from distilqa_export.architecture import WEIGHTS, check_architecture
 from distilqa_export.errors import CheckpointError, listed
 
 _ADAPTER = "adapter_config.json"
 _TOKENIZER = "tokenizer_config.json"
 
 # Weights as transformers names them: in one file, or in shards that an index lists; and as it once did.
-_WEIGHTS = "model.safetensors"
-_INDEX = f"{_WEIGHTS}.index.json"
+_INDEX = f"{WEIGHTS}.index.json"
 _PICKLE = "pytorch_model.bin"
 
 # All that is fetched from a hub: no pickles, no code.
@@ -52,7 +51,7 @@ _LFS = b"version https://git-lfs"
 
 _CONVERT = (
     'python -c "import torch; from safetensors.torch import save_file; save_file({name: tensor.clone() for name,'
-    f" tensor in torch.load('{_PICKLE}', weights_only=True).items()}}, '{_WEIGHTS}', {{'format': 'pt'}})\""
+    f" tensor in torch.load('{_PICKLE}', weights_only=True).items()}}, '{WEIGHTS}', {{'format': 'pt'}})\""
 )
 
 
@@ -101,6 +100,8 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> CheckpointF
         config = _read_config(folder)
         _check_tokenizer(folder, is_cached)
         weights = _weight_files(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
     except CheckpointError as error:
         if not is_cached:
             raise
@@ -192,10 +193,15 @@ def _check_tokenizer(folder: Path, is_cached: bool) -> None:
     if settings.is_file():
         side = _read_object(settings).get("padding_side", side)
     if str(side).lower() != "right":
-        raise CheckpointError(
-            f"{folder}: found the padding side {side!r:.100}, with which transformers puts the passage before the"
-            " question; needed is 'right'"
-        )
+        raise CheckpointError(f"{folder}: {padding_problem(side)}")
+
+
+def padding_problem(side: object) -> str:
+    """What is wrong with any side but the right."""
+    return (
+        f"found the padding side {side!r:.100}; needed is 'right', since with the other transformers puts the passage"
+        " before the question"
+    )
 
 
 def _check_whole(folder: Path) -> None:
@@ -215,8 +221,8 @@ def _check_whole(folder: Path) -> None:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Those that transformers reads: one, or the shards of an index."""
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     index = folder / _INDEX
     if index.is_file():
         try:
@@ -229,10 +235,10 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / shard for shard in shards]
     names = sorted(path.name for path in folder.iterdir())
     if others := [name for name in names if name.endswith(".safetensors")]:
-        raise CheckpointError(f"{folder}: found {listed(others)}; needed is {_WEIGHTS}, or {_INDEX} for its shards")
+        raise CheckpointError(f"{folder}: found {listed(others)}; needed is {WEIGHTS}, or {_INDEX} for its shards")
     if any(map(_is_pickle, names)):
         raise _pickles_only(str(folder), names)
-    raise CheckpointError(f"{folder}: found no weights; they are needed as {_WEIGHTS}")
+    raise CheckpointError(f"{folder}: found no weights; they are needed as {WEIGHTS}")
 
 
 def _is_pickle(name: str) -> bool:
@@ -245,6 +251,6 @@ def _pickles_only(checkpoint: str, names: list[str]) -> CheckpointError:
     if _PICKLE not in names:
         hint = "transformers' from_pretrained and save_pretrained make it"
     return CheckpointError(
-        f"{checkpoint}: found only {listed(sorted(filter(_is_pickle, names)))}; weights are needed as {_WEIGHTS}, and"
+        f"{checkpoint}: found only {listed(sorted(filter(_is_pickle, names)))}; weights are needed as {WEIGHTS}, and"
         f" pickles are never opened here. Of one that you trust {hint}"
     )

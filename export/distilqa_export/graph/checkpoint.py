@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from distilqa.bundle import Architecture, Source
-from distilqa.text.windows import Windower
-from distilqa_export.checkpoint_files import CheckpointFiles, find_checkpoint
+from distilqa.text.windows import Windower, no_panic
+from distilqa_export.checkpoint_files import CheckpointFiles, find_checkpoint, padding_problem
 from distilqa_export.errors import CheckpointError, listed
 
 MODELS: dict[str, type[PreTrainedModel]] = {
@@ -131,9 +131,10 @@ def _load_model(folder: Path, model_class: type[PreTrainedModel]) -> PreTrainedM
         )
     except Exception as error:  # whatever a config can make transformers raise
         raise CheckpointError(f"{folder}: the model cannot be loaded ({error})") from error
-    # transformers would initialise these at random and go on.
-    if report["missing_keys"]:
-        raise CheckpointError(f"{folder}: tensors are missing: {listed(sorted(report['missing_keys']))}")
+    # transformers would initialise these at random and go on; it leaves out what an index says is there.
+    missing = {*report["missing_keys"], *(name for name, tensor in model.state_dict().items() if tensor.is_meta)}
+    if missing:
+        raise CheckpointError(f"{folder}: tensors are missing: {listed(sorted(missing))}")
     unread = [
         name
         for name in report["unexpected_keys"]
@@ -194,7 +195,8 @@ def _unite_segments(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
 def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     kind, options = _reading(folder)
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True, **options)
+        with no_panic():
+            tokenizer = kind.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -202,6 +204,8 @@ def _load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     for role in ("cls_token", "sep_token"):
         if getattr(tokenizer, f"{role}_id") is None:
             raise CheckpointError(f"{folder}: the tokenizer has no {role}")
+    if tokenizer.padding_side != "right":
+        raise CheckpointError(f"{folder}: {padding_problem(tokenizer.padding_side)}")
     try:
         Windower(tokenizer.backend_tokenizer.to_str(), max_tokens=_WINDOW_TOKENS)
         tokenizer("a", "b")

@@ -55,7 +55,7 @@ class FrontEnd(ABC):
     ) -> None:
         self._settings, self._access, self._counts = settings, access, counts
         self._workers = Workers(threads)
-        self._health = Health(settings.message_s)
+        self._health, self._reflection = Health(settings.message_s), Reflection()
         self._service: QuestionAnswering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._messages = Messages(within_s=settings.message_s, most=_WAITING_FACTOR * settings.max_requests)
@@ -77,7 +77,7 @@ class FrontEnd(ABC):
             options=_options(self._settings, connections.limit, shared=self._counts is not None),
         )
         self._server.add_generic_rpc_handlers(
-            (handlers(self.calls, self._ready), self._health.handlers(), Reflection().handlers())
+            (handlers(self.calls, self._ready), self._health.handlers(), self._reflection.handlers())
         )
         self.address = self._bind()
         self._tell_health()
@@ -173,13 +173,16 @@ class FrontEnd(ABC):
                 logger.error("a run has not ended, and is left behind")
             await first_of(drained, timeout_s=SEND_S)
             self._health.close()  # or who watches would be waited for
-            await first_of(leaving, forced, timeout_s=max(SEND_S, min(TAKE_S, until - time.monotonic())))
+            await first_of(leaving, forced, timeout_s=SEND_S)
+            if not self._health.watchers and not self._reflection.calls:  # it is replies that are not taken yet
+                await first_of(leaving, forced, timeout_s=max(0, min(TAKE_S, until - time.monotonic())))
             forced.cancel()
             await self._server.stop(SEND_S)
             await first_of(drained, timeout_s=SEND_S)  # calls that this has cut off
             drained.cancel()
             await leaving
         else:
+            self._health.close()
             await self._server.stop(SEND_S)
             self._workers.close("the server is stopping")
         for task in list(self._tasks):

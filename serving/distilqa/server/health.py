@@ -28,12 +28,12 @@ class Health:
     """Whether the service can answer, and with it the server as a whole.
 
     Each watcher is written to by itself, so that one who does not read keeps neither the others nor the server waiting.
-    A call may take ``message_s`` seconds to say what it asks.
+    A call may take ``message_s`` seconds to say what it asks. ``watchers`` are there.
     """
 
     def __init__(self, message_s: float) -> None:
         self._messages = Messages(within_s=message_s, most=_MOST_WAITING)
-        self._watchers = 0
+        self.watchers = 0
         self._status: int = _Reply.NOT_SERVING
         self._changed = asyncio.Event()  # another one after each change
         self._closed = False
@@ -73,13 +73,13 @@ class Health:
 
     async def _watch(self, context: Context) -> None:
         service = await self._asked(context)
-        if self._watchers >= _MOST_WATCHERS:
+        if self.watchers >= _MOST_WATCHERS:
             raise Overloaded(f"{_MOST_WATCHERS} watchers are there")
-        self._watchers += 1
+        self.watchers += 1
         try:
             await self._tell(service, context)
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
     async def _tell(self, service: str, context: Context) -> None:
         told = None

@@ -21,11 +21,11 @@ _LONGEST_S = 20.0
 
 
 class Reflection:
-    """gRPC's own, of which there may be so many calls at a time, for so long."""
+    """gRPC's own, of which there may be so many calls at a time, for so long. ``calls`` are under way."""
 
     def __init__(self) -> None:
         self._own: Any = reflection.aio.ReflectionServicer((SERVICE, health.NAME, reflection.SERVICE_NAME))
-        self._calls = 0
+        self.calls = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The methods, for `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -33,9 +33,9 @@ class Reflection:
         return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
 
     async def _handle(self, _requests: object, context: Context) -> None:
-        self._calls += 1
+        self.calls += 1
         try:
-            if self._calls > _MOST_CALLS:
+            if self.calls > _MOST_CALLS:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_CALLS} such calls are under way")
             async with asyncio.timeout(_LONGEST_S):
                 async for reply in self._own.ServerReflectionInfo(_questions(context), context):
@@ -45,7 +45,7 @@ class Reflection:
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"a call may last {_LONGEST_S:g} s")
         finally:
-            self._calls -= 1
+            self.calls -= 1
 
 
 async def _questions(context: Context) -> AsyncIterator[Any]:

@@ -140,7 +140,7 @@ class Processes:
         try:
             child = place.child = Child(place.name, begin)
         except OSError as error:  # there can be no more processes or files just now
-            if not self._started.done() or self._started.exception():
+            if not self._started.done() or self._has_failed:
                 raise
             wait_s = _wait_s(place, None)
             fields = {"process": place.name, "problem": str(error), "in_s": wait_s}
@@ -176,6 +176,11 @@ class Processes:
             await self._pause(wait_s)
         elif status and not child.killed:
             self._log(logging.ERROR, "a process ended before it had stopped", place, child, status=status)
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether it has not started, and will not."""
+        return self._started.cancelled() or (self._started.done() and self._started.exception() is not None)
 
     async def _pause(self, wait_s: float) -> None:
         """Unless the server stops."""
@@ -227,7 +232,7 @@ class Processes:
         """One that should take another's place cannot even begin."""
         if not self._started.done():
             self._started.set_exception(error)
-        elif not self.broken.is_set():
+        elif not self._has_failed and not self.broken.is_set():
             expected = isinstance(error, DistilqaError)
             logger.critical("a process cannot be replaced: %s", error, exc_info=None if expected else error)
             self.broken.set()

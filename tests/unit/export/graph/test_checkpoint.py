@@ -115,6 +115,25 @@ def metadata(**entries: str) -> Damage:
     return damage
 
 
+def newer_tokenizer(folder: Path) -> None:
+    """Which transformers reads in the place of tokenizer.json."""
+    shutil.copy(folder / "tokenizer.json", folder / "tokenizer.4.0.0.json")
+    padded_on_the_left(folder)
+    (folder / "tokenizer.json").rename(folder / "left")
+    (folder / "tokenizer.4.0.0.json").rename(folder / "tokenizer.json")
+    (folder / "left").rename(folder / "tokenizer.4.0.0.json")
+    edit("tokenizer_config.json", fast_tokenizer_files=["tokenizer.json", "tokenizer.4.0.0.json"])(folder)
+
+
+def index_of_more(folder: Path) -> None:
+    """Than its shard has."""
+    values = load_file(folder / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(values, "model-1.safetensors")}
+    values.pop(MIDDLE)
+    save_file(values, folder / "model-1.safetensors", {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def link_to_nothing(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("blob")
@@ -182,6 +201,14 @@ REFUSALS: dict[str, tuple[Damage, str | None]] = {
         r"found hidden_size 64 in config.json, and \S+ of \[30522, 32\]",
     ),
     "no width": (config(dim=...), r"found dim 768 \(by default\), and \S+ of \[30522, 32\]"),
+    "another tokenizer file that counts, padded on the left": (
+        newer_tokenizer,
+        "found the padding side 'left'; needed is 'right'",
+    ),
+    "an index that names more": (
+        both(rename_weights("model-1.safetensors"), index_of_more),
+        rf"tensors are missing: {MIDDLE}$",
+    ),
     "a link to nothing": (
         link_to_nothing,
         "model.safetensors: is a link to a file that is not there",
@@ -434,6 +461,7 @@ HARMLESS: dict[str, Damage] = {
         )
     ),
     "another model beside": tensors(lambda values: values.update({"bert.encoder.layer.9.x.weight": torch.ones(2)})),
+    "a size that another name gives": config(dim=None, hidden_size=32),
     "a count of other models": config(encoder_layers=9),
     "code for another task": config(auto_map={"AutoModelForSequenceClassification": "a.B"}),
 }
