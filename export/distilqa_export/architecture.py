@@ -47,6 +47,7 @@ class _Kind(NamedTuple):
 
     sizes: dict[str, int]
     aliases: dict[str, str]
+    hidden: str
     heads: str
     layers: str
     activation: str
@@ -60,6 +61,7 @@ _KINDS = {
             "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
         },
         {},
+        "hidden_size",
         "num_attention_heads",
         "num_hidden_layers",
         "hidden_act",
@@ -76,6 +78,7 @@ _KINDS = {
             "max_position_embeddings": 512,
         },
         {"n_heads": "num_attention_heads", "n_layers": "num_hidden_layers", "dim": "hidden_size"},
+        "dim",
         "n_heads",
         "n_layers",
         "activation",
@@ -213,10 +216,10 @@ def _check_sizes(sizes: _Sizes, tensors: dict[str, _Tensor], layers: int) -> Non
         for key, size in zip(keys, shape, strict=False):
             if sizes[key] != size:
                 raise CheckpointError(f"found {sizes.told(key)}, and {name} of {list(shape)}")
-    if sizes[sizes.kind.layers] != layers:
-        raise CheckpointError(f"found {sizes.told(sizes.kind.layers)}, and weights of {layers} layers")
-    _, hidden = next(iter(sizes.kind.shapes.values()))
-    if sizes[hidden] % sizes[sizes.kind.heads]:
+    kind = sizes.kind
+    if sizes[kind.layers] != layers:
+        raise CheckpointError(f"found {sizes.told(kind.layers)}, and weights of {layers} layers")
+    if sizes[kind.hidden] % sizes[kind.heads]:
         raise CheckpointError(
-            f"found {sizes.told(hidden)} and {sizes.told(sizes.kind.heads)}; needed are heads of equal size"
+            f"found {sizes.told(kind.hidden)} and {sizes.told(kind.heads)}; needed are heads of equal size"
         )

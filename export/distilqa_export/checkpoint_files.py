@@ -92,9 +92,10 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> CheckpointF
     if Path(checkpoint).is_dir():
         if revision is not None:
             raise CheckpointError(f"{checkpoint} is a local folder and has no revision {revision!r}")
-        folder, is_cached = Path(checkpoint), False
+        folder, commit, is_cached = Path(checkpoint), None, False
     else:
         folder, is_cached = _fetch(checkpoint, revision)
+        commit = folder.name
     try:
         _check_whole(folder)
         config = _read_config(folder)
@@ -109,7 +110,6 @@ def find_checkpoint(checkpoint: str, revision: str | None = None) -> CheckpointF
             f"{error}; this is what is cached of {checkpoint}, and the hub is out of reach"
         ) from error
     check_architecture(config, weights)
-    commit = None if Path(checkpoint).is_dir() else folder.name
     return CheckpointFiles(_origin(checkpoint), folder, commit, config, weights, is_cached)
 
 

@@ -71,6 +71,11 @@ class Permits:
         """How many are open."""
         return int(self._all[:, _STREAMS].sum())
 
+    def check_open(self) -> None:
+        """Raises Unavailable once draining."""
+        if self.draining.is_set():
+            raise Unavailable("the server is stopping")
+
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
         """Hold a permit for a request of ``size`` bytes.
@@ -97,8 +102,7 @@ class Permits:
     def _take(self, *, requests: int = 0, size: int = 0, streams: int = 0) -> Iterator[None]:
         """Count first and look then: processes that do so at once never go beyond a limit; at the last place, all of
         them may be refused."""
-        if self.draining.is_set():
-            raise Unavailable("the server is stopping")
+        self.check_open()
         taken = requests, size, streams
         self._own += taken
         try:

@@ -139,8 +139,7 @@ class QuestionAnswering:
 
     async def get_model(self, raw: bytes, _call: IncomingCall) -> bytes:
         """``GetModel``."""
-        if self._permits.draining.is_set():
-            raise Unavailable("the server is stopping")
+        self._permits.check_open()
         request = parse_small(pb.GetModelRequest, raw)
         self._check_model(request.model, request.version)
         manifest, source, limits = self._manifest, self._manifest.source, self._limits

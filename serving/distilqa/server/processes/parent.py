@@ -277,8 +277,8 @@ def _wait_s(place: Place, child: Child | None) -> float:
     ``child`` was the last of them, None if there could be none.
     """
     was_ready = child is not None and child.ready
-    lived_long = child is not None and was_ready and time.monotonic() - child.began >= LONG_LIFE_S
-    place.short_lives = 0 if lived_long else place.short_lives + 1
+    lived_s = time.monotonic() - child.began if child else 0.0
+    place.short_lives = 0 if was_ready and lived_s >= LONG_LIFE_S else place.short_lives + 1
     again = place.short_lives - was_ready
     return min(RESTART_S * 2.0 ** min(again - 1, 10), LONGEST_RESTART_S) if again > 0 else 0.0
 
